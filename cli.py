@@ -1,0 +1,192 @@
+"""Clapboard's commands: parse, call one function, print, turn our errors into "Error: ..." and exit code 1.
+
+python cli.py build-dataset folder --input sounds --out OUT
+python cli.py train --data OUT/dataset --out RUN --preset tiny
+"""
+
+import functools
+import inspect
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import Field, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
+
+import typer
+
+from pipelines.disk import BuildError
+from pipelines.exclude import Exclude, read_ids
+from pipelines.filter import Filter
+from pipelines.sources import SOURCES, Reading, read_card, source
+
+app = typer.Typer(
+    help="Build audio-text datasets that explain every lost row, and train CLAP on them.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
+Out = Annotated[Path, typer.Argument(help="Folder of a build, as given to build-dataset --out.")]
+
+
+def main() -> None:
+    """Entry of the `clapboard` script."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being stopped is the same as Ctrl-C
+    app()
+
+
+def command(name: str, *configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command. Each field of `configs` becomes a flag; those given arrive as keyword arguments."""
+    flags = {field.name: flag(config, field) for config in configs for field in fields(config) if field.metadata}
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(**given: Any) -> None:
+            try:
+                function(**{key: value for key, value in given.items() if key not in flags or value is not None})
+            except KeyboardInterrupt:
+                print("Stopped. Run the same command again to continue.", file=sys.stderr)
+                raise typer.Exit(130) from None
+            except errors() as error:
+                if os.environ.get("CLAPBOARD_DEBUG"):
+                    raise
+                print(f"Error: {error}", file=sys.stderr)
+                raise typer.Exit(1) from None
+
+        own = [p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD]
+        run.__signature__ = inspect.Signature([*own, *flags.values()])  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in [*own, *flags.values()]}
+        return app.command(name)(run)
+
+    return register
+
+
+def flag(config: type, field: Field) -> inspect.Parameter:
+    """The option of a dataclass field; its value is None where the flag is not given."""
+    kind, text, default = get_type_hints(config)[field.name], field.metadata["help"], field.default
+    if kind is not bool and default not in ((), "", None):
+        shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+        text += f" [dim]\\[default: {shown}][/dim]"
+    option = typer.Option(help=text, metavar=field.metadata.get("metavar"), rich_help_panel=config.__name__)
+    repeated = field.metadata.get("metavar") == "FIELD=NAME"
+    taken = list[str] if repeated else str if get_origin(kind) is tuple else kind
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None,
+                             annotation=Annotated[taken | None, option])  # fmt: skip
+
+
+def fill(config: Any, settings: dict[str, Any]) -> Any:
+    """A frozen dataclass with the settings that belong to it; "a,b" becomes a tuple where one is wanted."""
+    hints = get_type_hints(type(config))
+    values = {name: value for name, value in settings.items() if name in hints}
+    for name, value in values.items():
+        if get_origin(hints[name]) is tuple:
+            items = value.split(",") if isinstance(value, str) else value
+            values[name] = tuple(get_args(hints[name])[0](item.strip()) for item in items if item.strip())
+    return replace(config, **values)
+
+
+def errors() -> tuple[type[Exception], ...]:
+    """What is told in one sentence; anything else is a bug of ours and keeps its traceback."""
+    return (BuildError, OSError)
+
+
+def table(title: str, rows: dict[str, Any]) -> None:
+    """Print names and values in two columns."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table("", "", title=title, title_justify="left", show_header=False, box=None)
+    for name, value in rows.items():
+        grid.add_row(escape(name), escape(str(value)))
+    Console().print(grid)
+
+
+# ---- datasets
+
+
+@command("sources")
+def sources(as_json: Json = False) -> None:
+    """What can be built: each source, its licence and how to obtain it."""
+    cards = {name: read_card(name) for name in SOURCES}
+    if as_json:
+        print(json.dumps(cards, indent=1))
+    else:
+        for name, card in cards.items():
+            table(name, {key: card[key] for key in ("title", "obtain", "license", "captions", "splits")})
+
+
+@command("build-dataset", Reading, Exclude, Filter)
+def build_dataset(
+    name: Annotated[str, typer.Argument(metavar="SOURCE", help="One of: " + ", ".join(SOURCES))],
+    input: Annotated[Path, typer.Option(help="What the source reads: a folder or a table.")],
+    out: Annotated[Path, typer.Option(help="Folder of the build; run again to continue.")],
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Ray workers; 0 works in this process. Default: 0 up to 8 parts, else one a core."),
+    ] = None,
+    ray_address: Annotated[str | None, typer.Option(help="Use this Ray cluster; OUT must be shared with it.")] = None,
+    part_rows: Annotated[int, typer.Option(min=1, help="Rows of a working part.")] = 256,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N clips.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what a build would take on, and stop.")] = False,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Build a dataset of clips with captions; every row is published or rejected with its reason.
+
+    Example: python cli.py build-dataset csv --input sounds.csv --out OUT --licenses CC0,CC-BY
+    """
+    from pipelines.build import STAGES, plan
+    from pipelines.build import build_dataset as build
+
+    if "exclude_ids" in settings:
+        settings["exclude_ids"] = read_ids(Path(settings["exclude_ids"]))
+    reading, stages = fill(Reading(), settings), [fill(stage, settings) for stage in STAGES]
+    if dry_run:
+        planned = plan(source(name), input, reading=reading, limit=limit)
+        print(json.dumps(planned)) if as_json else table("Plan", planned)
+        return
+    report = build(source(name), input, out, reading=reading, stages=stages, workers=workers,
+                   ray_address=ray_address, part_rows=part_rows, limit=limit)  # fmt: skip
+    show_build(out, report, as_json)
+
+
+@command("status")
+def status(out: Out, as_json: Json = False) -> None:
+    """Rows, kept, rejected by reason, hours and splits of a build, also while it runs.
+
+    Example: python cli.py status OUT
+    """
+    from pipelines.report import summarise
+
+    show_build(out, summarise(out), as_json)
+
+
+def show_build(out: Path, report: dict[str, Any], as_json: bool) -> None:
+    """Print a build's report and where its files lie."""
+    if as_json:
+        print(json.dumps(report, indent=1))
+        return
+    from pipelines.reasons import explain
+
+    table(f"{out}", {
+        "rows": report["rows"], "rejected": report["rejected"],
+        "kept": f"{report['kept']} ({report['hours']:.2f} hours)",
+        **{f"  {reason}": f"{n}  {explain(reason)}" for reason, n in report["rejected_by_reason"].items()},
+        **{f"split {split}": n for split, n in report["splits"].items()},
+    })  # fmt: skip
+    if not report["complete"]:
+        print("Not complete: run build-dataset again with the same settings to continue.")
+        return
+    table("", {"dataset": out / "dataset", "card": out / "dataset" / "README.md", "report": out / "report.json",
+               "rejected": out / "rejected.parquet"})  # fmt: skip
+    if report["kept"] == 0:
+        print("Warning: no clip was kept.", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

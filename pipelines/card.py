@@ -1,0 +1,99 @@
+"""The dataset's card (README.md with YAML front matter) and ATTRIBUTION.csv: what a reader must know and credit."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pipelines.clip import Clip, read_clips
+from pipelines.disk import atomic, write_text
+from pipelines.reasons import explain
+from pipelines.run import part_path
+from pipelines.sources import Source
+
+SIZES = (
+    (10**3, "n<1K"),
+    (10**4, "1K<n<10K"),
+    (10**5, "10K<n<100K"),
+    (10**6, "100K<n<1M"),
+    (10**7, "1M<n<10M"),
+)
+
+
+def write_attribution(out: Path, build: Path, stage: str, parts: int) -> None:
+    """OUT/dataset/ATTRIBUTION.csv: a line for every published clip."""
+    with atomic(out / "dataset" / "ATTRIBUTION.csv") as temporary, temporary.open("w", newline="") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["id", "title", "author", "url", "license"])
+        for clip in kept(build, stage, parts):
+            writer.writerow([clip.id, clip.title, clip.author, clip.url, clip.license])
+
+
+def kept(build: Path, stage: str, parts: int) -> Iterator[Clip]:
+    """The published clips in order."""
+    for part in range(parts):
+        yield from (clip for clip in read_clips(part_path(build, stage, part)) if not clip.reason)
+
+
+def write_card(out: Path, source: Source, report: dict[str, Any]) -> None:
+    """OUT/dataset/README.md, written last: a dataset with a card is complete."""
+    import yaml
+
+    licenses = license_counts(out)
+    front = {
+        "pretty_name": f"{source.card['title']} ({report['kept']} clips)",
+        "license": "other",
+        "license_name": "mixed" if len(licenses) > 1 else next(iter(licenses), "none"),
+        "task_categories": ["audio-classification", "text-to-audio"],
+        "tags": ["audio", "audio-text", "clap", "clapboard"],
+        "size_categories": [next((name for top, name in SIZES if report["kept"] < top), "n>10M")],
+        "configs": [
+            {
+                "config_name": "default",
+                "data_files": [
+                    {"split": split, "path": f"data/{split}-*.parquet"} for split in sorted(report["splits"])
+                ],
+            }
+        ],
+    }
+    funnel = [(f"`{reason}`", n, explain(reason)) for reason, n in report["rejected_by_reason"].items()]
+    text = f"""---
+{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---
+# {source.card["title"]}
+
+{source.card["text"]}
+
+{report["kept"]} clips, {report["hours"]:.2f} hours, built by Clapboard from {report["rows"]} rows of source
+`{source.name}`. Audio is FLAC, 48 kHz, mono, 16 bit.
+
+```python
+from datasets import Audio, load_dataset
+dataset = load_dataset("path/to/this/folder")  # .cast_column("audio", Audio(decode=False)) to get the bytes
+```
+
+## Splits
+{table(("split", "clips"), report["splits"].items())}
+## Rows in, rows out
+{report["rows"]} rows = {report["kept"]} kept + {report["rejected"]} rejected.
+
+{table(("reason", "rows", "meaning"), funnel)}
+## Licences
+As published by the source; who made each clip stands in `ATTRIBUTION.csv`.
+
+{table(("licence", "clips"), licenses.items())}"""
+    write_text(out / "dataset" / "README.md", text.rstrip() + "\n")
+
+
+def license_counts(out: Path) -> dict[str, int]:
+    """Clips by licence as published, most frequent first."""
+    from pipelines.report import counts
+
+    with (out / "dataset" / "ATTRIBUTION.csv").open(newline="") as handle:
+        return counts(row["license"] or "not stated" for row in csv.DictReader(handle))
+
+
+def table(head: tuple[str, ...], rows: Any) -> str:
+    """A Markdown table; text from outside cannot break out of its cell."""
+    lines = [[str(cell).replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
+    rule = ["---"] * len(head)
+    return "".join(f"| {' | '.join(line)} |\n" for line in [list(head), rule, *lines])

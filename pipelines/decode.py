@@ -1,0 +1,148 @@
+"""Open audio: a file's bytes become blocks of float32 frames, one second each, in bounded memory.
+
+libsndfile reads WAV, FLAC, Ogg, MP3, AIFF and more; what it does not know goes to libav through PyAV (m4a, mp4,
+webm, ...). libav sees an open file and a list of allowed formats, so that a playlist cannot reach elsewhere.
+"""
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from pipelines.clip import Rejected
+
+if TYPE_CHECKING:
+    import av
+    import numpy as np
+    import soundfile
+
+RATES = range(1_000, 1_000_000)  # Hz; a header that claims another would make the resampler explode
+MOST_CHANNELS = 64
+LIBAV_FORMATS = "aac,ac3,aiff,amr,ape,asf,avi,caf,flac,flv,matroska,webm,mov,mp3,mpeg,mpegts,ogg,tta,wav,wv"
+MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3",
+         b"\xff\xf1", b"\xff\xf9", b"\x1aE\xdf\xa3", b"caff", b".snd", b"#!AMR", b"0&\xb2u", b"wvpk")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An open recording: Hz, channels, the frames its header declares (None if it does not say), its blocks.
+
+    Each block is float32 (frames, channels), full scale 1.0; all but the last hold one second.
+    """
+
+    sample_rate: int
+    channels: int
+    declared: int | None
+    blocks: Iterator["np.ndarray"]
+
+
+@contextmanager
+def open_audio(path: Path) -> Iterator[Stream]:
+    """Open a recording with the first library that knows it; raises Rejected for what is not audio."""
+    import soundfile
+
+    with path.open("rb") as handle:
+        head = handle.read(12)
+    try:
+        sound = soundfile.SoundFile(bytes(path))
+    except soundfile.LibsndfileError:
+        with path.open("rb") as handle, open_libav(handle, known=knows(head)) as stream:
+            yield credible(stream)
+        return
+    with sound:
+        declared = declared_by_chunk(path, sound.channels, sound.subtype) or sound.frames
+        yield credible(Stream(sound.samplerate, sound.channels, declared, sndfile_blocks(sound)))
+
+
+def credible(stream: Stream) -> Stream:
+    """The stream itself; raises Rejected where its header cannot be true."""
+    if stream.sample_rate not in RATES or not 0 < stream.channels <= MOST_CHANNELS:
+        raise Rejected("undecodable", f"header claims {stream.sample_rate} Hz, {stream.channels} channels")
+    return stream
+
+
+def knows(head: bytes) -> bool:
+    """Whether the first 12 bytes are those of an audio container (so that a failure means corrupt)."""
+    return head.startswith(MAGIC) or head[4:8] == b"ftyp"
+
+
+def sndfile_blocks(sound: "soundfile.SoundFile") -> Iterator["np.ndarray"]:
+    """Blocks of one second from libsndfile; its errors become Rejected."""
+    import soundfile
+
+    try:
+        while len(block := sound.read(sound.samplerate, dtype="float32", always_2d=True)):
+            yield block
+    except soundfile.LibsndfileError as error:
+        raise Rejected("undecodable", str(error)) from error
+
+
+def declared_by_chunk(path: Path, channels: int, subtype: str) -> int | None:
+    """Frames that the data chunk of a PCM WAV or AIFF claims; None for other formats.
+
+    libsndfile silently shortens the claim to what is there. A stream written by a program that could not seek
+    back (both sizes 0 or 0xFFFFFFFF) claims nothing.
+    """
+    width = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}.get(subtype)
+    with path.open("rb") as handle:
+        form, whole = handle.read(4), handle.read(4)
+        order = {b"RIFF": "<I", b"RIFX": ">I", b"FORM": ">I"}.get(form)
+        if order is None or width is None:
+            return None
+        handle.seek(12)
+        for _ in range(1_000):
+            if len(header := handle.read(8)) < 8:
+                return None
+            size = struct.unpack(order, header[4:])[0]
+            if header[:4] in (b"data", b"SSND"):
+                unknown = header[4:] == whole and header[4:] in (b"\0\0\0\0", b"\xff\xff\xff\xff")
+                return None if unknown else size // (width * channels)
+            handle.seek(size + size % 2, 1)
+    return None
+
+
+@contextmanager
+def open_libav(handle: BinaryIO, known: bool) -> Iterator[Stream]:
+    """Open through libav; raises Rejected "not-audio", or "undecodable" if the container is a known one."""
+    import av
+
+    try:
+        container = av.open(handle, "r", options={"format_whitelist": LIBAV_FORMATS, "protocol_whitelist": ""})
+    except (av.FFmpegError, ValueError) as error:
+        raise Rejected("undecodable" if known else "not-audio", str(error)) from error
+    with container:
+        if not container.streams.audio:
+            raise Rejected("not-audio", f"a {container.format.name} file without an audio stream")
+        track = container.streams.audio[0]
+        seconds = float(track.duration * track.time_base) if track.duration and track.time_base else None
+        rate, channels = track.rate or 0, track.channels or 0
+        yield Stream(rate, channels, round(seconds * rate) if seconds else None, libav_blocks(container, rate))
+
+
+def libav_blocks(container: "av.container.InputContainer", rate: int) -> Iterator["np.ndarray"]:
+    """Blocks of one second from libav; its errors become Rejected."""
+    import av
+
+    fifo, same = av.AudioFifo(), av.AudioResampler(format="flt", rate=rate)
+    try:
+        for packet in container.demux(audio=0):
+            for frame in packet.decode():
+                for piece in same.resample(frame):
+                    piece.pts = None
+                    fifo.write(piece)
+                while block := fifo.read(rate):
+                    yield interleaved(block)
+        for piece in same.resample(None):
+            piece.pts = None
+            fifo.write(piece)
+        while block := fifo.read(rate, partial=True):
+            yield interleaved(block)
+    except (av.FFmpegError, ValueError) as error:
+        raise Rejected("undecodable", str(error)) from error
+
+
+def interleaved(frame: "av.AudioFrame") -> "np.ndarray":
+    """(frames, channels) of a packed libav frame."""
+    return frame.to_ndarray().reshape(-1, frame.layout.nb_channels)

@@ -1,0 +1,173 @@
+"""Resample: any recording becomes 48 kHz mono 16-bit FLAC with true facts."""
+
+import io
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, tone, write
+
+from pipelines.clip import Clip, Rejected
+from pipelines.download import to_location
+from pipelines.facts import fingerprint
+from pipelines.resample import resample
+
+
+def taken(path: Path, tmp_path: Path) -> tuple[Clip, np.ndarray]:
+    """The clip of a file and its FLAC decoded, int16 (frames,)."""
+    with (tmp_path / "part.pack").open("wb") as pack:
+        clip = resample(Clip("x/1", "x", location=to_location(path)), pack)
+    sound = io.BytesIO((tmp_path / "part.pack").read_bytes()[clip.audio_offset :])
+    with soundfile.SoundFile(sound) as flac:
+        assert (flac.format, flac.subtype, flac.samplerate, flac.channels) == ("FLAC", "PCM_16", 48_000, 1)
+        return clip, flac.read(dtype="int16")
+
+
+def pitch(waveform: np.ndarray, rate: int = 48_000) -> float:
+    spectrum = np.abs(np.fft.rfft(waveform * np.hanning(len(waveform))))
+    return float(spectrum.argmax() * rate / len(waveform))
+
+
+def libav(path: Path, codec: str, rate: int = 48_000, channels: int = 2) -> Path:
+    """A second of 440 Hz in a format that libsndfile cannot write."""
+    layout = "stereo" if channels == 2 else "mono"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+        wave = np.ascontiguousarray(tone(1, rate, channels=channels).T)
+        frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout=layout)
+        frame.sample_rate = rate
+        resampler = av.AudioResampler(
+            format=stream.format, layout=layout, rate=rate, frame_size=stream.frame_size or 1024
+        )
+        for piece in [*resampler.resample(frame), *resampler.resample(None), None]:
+            container.mux(stream.encode(piece))
+    return path
+
+
+@pytest.mark.parametrize("name", ["wav", "flac", "ogg", "mp3", "aiff", "au", "w64", "caf"])
+def test_what_libsndfile_reads_comes_out_at_its_pitch_and_length(tmp_path, name):
+    clip, waveform = taken(write(tmp_path / f"a.{name}", 1.5, 44_100, channels=2), tmp_path)
+    assert abs(clip.duration - 1.5) < 0.06 and abs(len(waveform) / 48_000 - 1.5) < 0.06
+    assert abs(pitch(waveform) - 440) < 2
+    assert (clip.sample_rate, clip.channels) == (44_100, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("m4a", "aac"), ("mp4", "aac"), ("webm", "libopus"), ("mkv", "aac"), ("opus", "libopus")]
+)
+def test_what_libsndfile_cannot_read_comes_out_too(tmp_path, name, codec):
+    clip, waveform = taken(libav(tmp_path / f"a.{name}", codec), tmp_path)
+    assert abs(len(waveform) / 48_000 - 1) < 0.2
+    assert abs(pitch(waveform) - 440) < 2
+    assert clip.channels == 2
+
+
+def test_a_48_khz_16_bit_mono_source_keeps_every_sample(tmp_path):
+    samples = np.random.default_rng(0).integers(-32768, 32768, 96_001).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", samples, 48_000)
+    assert np.array_equal(taken(tmp_path / "a.wav", tmp_path)[1], samples)
+
+
+def test_stereo_is_mixed_to_the_mean_of_its_channels(tmp_path):
+    left = np.random.default_rng(0).integers(-1000, 1000, 48_000).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, 3 * left], 1), 48_000)
+    assert np.array_equal(taken(tmp_path / "a.wav", tmp_path)[1], 2 * left)
+
+
+def test_blocks_leave_no_seam_in_the_resampled_sound(tmp_path):
+    import soxr
+
+    wave = np.random.default_rng(0).normal(0, 0.1, 3 * 44_100 + 17).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", wave, 44_100, subtype="FLOAT")
+    whole = soxr.resample(wave, 44_100, 48_000, quality="HQ")
+    waveform = taken(tmp_path / "a.wav", tmp_path)[1]
+    assert len(waveform) == len(whole)
+    assert np.abs(waveform - whole * 32768).max() < 1
+
+
+def test_facts_are_those_of_the_source(tmp_path):
+    wave = np.zeros((4 * 22_050, 2), np.float32)
+    wave[: 2 * 22_050] = tone(2, 22_050, 3_000, 2)  # half silent
+    wave[:2205, 0] = 1.0  # 2,205 of 176,400 samples at full scale
+    soundfile.write(tmp_path / "a.wav", wave, 22_050, subtype="FLOAT")
+    clip, _ = taken(tmp_path / "a.wav", tmp_path)
+    assert (clip.duration, clip.sample_rate, clip.channels) == (4.0, 22_050, 2)
+    assert clip.peak_dbfs == 0.0
+    assert clip.rms_dbfs == pytest.approx(20 * np.log10(np.sqrt(np.square(wave).mean())), abs=1e-3)
+    assert clip.silence == pytest.approx(0.5, abs=0.02)
+    assert clip.clipping == pytest.approx(2205 / 176_400)
+
+
+@pytest.mark.parametrize("cutoff", [4_000, 12_000])
+def test_bandwidth_is_where_the_spectrum_ends(tmp_path, cutoff):
+    spectrum = np.fft.rfft(np.random.default_rng(0).normal(0, 0.1, 2 * 44_100))
+    spectrum[2 * cutoff :] = 0  # bins of half a hertz
+    soundfile.write(tmp_path / "a.wav", np.fft.irfft(spectrum), 44_100, subtype="FLOAT")
+    assert taken(tmp_path / "a.wav", tmp_path)[0].bandwidth_hz == pytest.approx(cutoff, rel=0.03)
+
+
+def distance(a: bytes, b: bytes) -> float:
+    """Share of bits that differ, over the length of both."""
+    size = min(len(a), len(b))
+    bits = np.bitwise_xor(np.frombuffer(a[:size], np.uint8), np.frombuffer(b[:size], np.uint8))
+    return float(np.unpackbits(bits).mean())
+
+
+def test_a_fingerprint_survives_another_format_rate_and_gain_and_tells_sounds_apart(tmp_path, shared):
+    path = shared / "data/librosa/sorohanro_-_solo-trumpet-06.ogg"
+    wave, rate = soundfile.read(path)
+    soundfile.write(tmp_path / "copy.mp3", 0.5 * wave, rate)
+    original, copy = (taken(p, tmp_path)[0].fingerprint for p in (path, tmp_path / "copy.mp3"))
+    other = taken(shared / "data/librosa/pibble.ogg", tmp_path)[0].fingerprint
+    assert distance(original, copy) < 0.2
+    assert distance(original, other) > 0.4
+
+
+def test_a_clip_shorter_than_a_fingerprint_window_still_has_one():
+    assert len(fingerprint(np.ones(10, np.float32))) == 4
+
+
+@pytest.mark.parametrize("name", ["flac", "wav"])
+def test_half_a_file_is_truncated(tmp_path, name):
+    path = write(tmp_path / f"a.{name}", 4)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(Rejected) as caught:
+        taken(path, tmp_path)
+    assert caught.value.reason == "truncated"
+
+
+def test_a_video_without_sound_is_not_audio(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10, width=32, height=32, pix_fmt="yuv420p")
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame(32, 32, "yuv420p")))
+        container.mux(stream.encode(None))
+    with pytest.raises(Rejected) as caught:
+        taken(tmp_path / "a.mp4", tmp_path)
+    assert caught.value.reason == "not-audio"
+
+
+@pytest.mark.slow
+def test_two_hours_pass_in_the_memory_of_a_short_clip(tmp_path):
+    second = (tone(1, 48_000, channels=2) * 32767).astype(np.int16)
+    with soundfile.SoundFile(tmp_path / "long.wav", "w", 48_000, 2) as sound:
+        for _ in range(7200):
+            sound.write(second)
+    code = (
+        "import resource, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path;"
+        "from pipelines.clip import Clip; from pipelines.download import to_location;"
+        "from pipelines.resample import resample; clip = Clip('x/1', 'x', location=to_location(Path(sys.argv[2])));"
+        "print(resample(clip, open(sys.argv[3], 'wb')).duration, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    line = [sys.executable, "-c", code, ROOT, tmp_path / "long.wav", tmp_path / "part.pack"]
+    duration, kilobytes = subprocess.run(
+        list(map(str, line)), capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert float(duration) == 7200
+    assert int(kilobytes) < 300_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0

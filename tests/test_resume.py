@@ -1,0 +1,185 @@
+"""A build gives the same bytes however it ran: killed and resumed, in this process or on Ray."""
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import cli, command, hostile, tree, write
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory) -> Path:
+    """40 sounds of several formats, rates and lengths among 12 odd files."""
+    folder = tmp_path_factory.mktemp("sounds")
+    hostile(folder)
+    for number in range(40):
+        suffix = ("wav", "flac", "ogg", "mp3")[number % 4]
+        name = f"sound {'abcdefghij'[number % 10]} {number}.{suffix}"
+        write(
+            folder / name,
+            0.5 + number % 7,
+            (16_000, 44_100, 48_000)[number % 3],
+            100 + 30 * number,
+            1 + number % 2,
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(sounds, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("reference") / "out"
+    cli(*build(sounds, out))
+    return out
+
+
+def build(sounds: Path, out: Path, *flags: object) -> tuple[object, ...]:
+    return (
+        "build-dataset",
+        "folder",
+        "--input",
+        sounds,
+        "--out",
+        out,
+        "--part-rows",
+        4,
+        "--workers",
+        0,
+        *flags,
+    )
+
+
+def test_workers_on_ray_give_the_same_bytes_as_this_process(sounds, reference, tmp_path):
+    cli(*build(sounds, tmp_path / "out", "--workers", 2))
+    assert tree(tmp_path / "out") == tree(reference)
+
+
+def finished(out: Path) -> dict[Path, tuple[int, int]]:
+    """Working parts and shards that are complete, with the identity of their files."""
+    paths = [*out.glob("build/*/part-*.parquet"), *out.glob("dataset/data/*.parquet")]
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+def kill_at_random(line: list[str], out: Path, reference: Path, times: int, longest: float) -> None:
+    """Run `line` and SIGKILL it, until that happened `times` times while it was at work.
+
+    Nothing that was finished before a kill may be written again; a build that wins the race must equal the
+    reference, and is begun anew.
+    """
+    pick, killed = random.Random(0), 0
+    while killed < times:
+        before, start = finished(out), time.monotonic()
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(pick.uniform(0.2, 1) * longest)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+        after = finished(out)
+        assert {path: after.get(path) for path in before} == before
+        if process.returncode == 0:
+            assert tree(out) == tree(reference)
+            shutil.rmtree(out)
+            longest = time.monotonic() - start
+        else:
+            longest *= 1.1
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_the_build_ends_in_the_same_bytes(sounds, reference, tmp_path):
+    kill_at_random(command(build(sounds, tmp_path / "out")), tmp_path / "out", reference, times=20, longest=2)
+    cli(*build(sounds, tmp_path / "out"))
+    assert tree(tmp_path / "out") == tree(reference)
+
+
+@pytest.mark.slow
+def test_killed_on_ray_the_build_ends_in_the_same_bytes(sounds, reference, tmp_path):
+    line = command(build(sounds, tmp_path / "out", "--workers", 2))
+    kill_at_random(line, tmp_path / "out", reference, times=4, longest=9)
+    cli(*build(sounds, tmp_path / "out"))
+    assert tree(tmp_path / "out") == tree(reference)
+
+
+def test_a_finished_build_writes_no_part_again(sounds, reference, tmp_path):
+    out = shutil.copytree(reference, tmp_path / "out")
+    before = finished(out)
+    cli(*build(sounds, out))
+    assert finished(out) == before
+    assert tree(out) == tree(reference)
+
+
+def test_a_new_threshold_redoes_the_filter_and_what_follows_only(sounds, reference, tmp_path):
+    out = shutil.copytree(reference, tmp_path / "out")
+    before = finished(out)
+    done = cli(*build(sounds, out, "--min-duration", 2))
+    assert "redoing filter, caption" in done.stderr
+    redone = {path.parent.name for path, file in finished(out).items() if before.get(path) != file}
+    assert redone == {"filter", "caption", "data"}
+    reasons = pq.read_table(out / "rejected.parquet")["reason"].to_pylist()
+    assert reasons.count("too-short") > 5
+    cli(*build(sounds, out))
+    assert tree(out) == tree(reference)
+
+
+def test_a_changed_input_redoes_the_build(tmp_path):
+    write(tmp_path / "in/one dog.wav")
+    first = json.loads(cli(*build(tmp_path / "in", tmp_path / "out"), "--json").stdout)
+    write(tmp_path / "in/two dogs.wav")
+    second = json.loads(cli(*build(tmp_path / "in", tmp_path / "out"), "--json").stdout)
+    assert (first["kept"], second["kept"]) == (1, 2)
+
+
+def test_a_second_build_in_the_same_folder_refuses(sounds, tmp_path):
+    line = command(build(sounds, tmp_path / "out"))
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
+        while not (tmp_path / "out/build/manifest.json").exists():
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)
+        second = cli(*build(sounds, tmp_path / "out"), check=False)
+        first.send_signal(signal.SIGCONT)
+    assert second.returncode == 1
+    assert "another build is at work" in second.stderr
+
+
+@pytest.mark.parametrize(("stop", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, 2)])
+def test_stopped_it_says_how_to_continue_and_exits_130(sounds, reference, tmp_path, stop, workers):
+    line = command(build(sounds, tmp_path / "out", "--workers", workers))
+    with subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        while not list(tmp_path.glob("out/build/resample/part-*.parquet")):
+            time.sleep(0.01)
+        process.send_signal(stop)
+        _, said = process.communicate()
+    assert process.returncode == 130
+    assert "Run the same command again" in said and "Traceback" not in said
+    status = json.loads(cli("status", tmp_path / "out", "--json").stdout)
+    assert status["complete"] is False and status["rows"] == 53
+    cli(*build(sounds, tmp_path / "out"))
+    assert tree(tmp_path / "out") == tree(reference)
+
+
+def test_no_ray_process_survives_a_build(sounds, tmp_path):
+    before = ray_processes()
+    cli(*build(sounds, tmp_path / "out", "--workers", 1))
+    deadline = time.monotonic() + 20
+    while ray_processes() - before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not ray_processes() - before
+
+
+def ray_processes() -> set[int]:
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                line = (folder / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if b"raylet" in line or b"gcs_server" in line or b"ray::" in line:
+                found.add(int(folder.name))
+    return found

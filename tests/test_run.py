@@ -1,0 +1,111 @@
+"""The engine: rows in = rows out, and a decoder's crash costs one clip."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+
+import pytest
+from conftest import ROOT
+
+from pipelines.clip import Clip, read_clips, write_clips
+from pipelines.disk import BuildError
+from pipelines.run import apply, blame_part, engine, part_path, run_part
+
+
+@dataclass(frozen=True)
+class Fragile:
+    """Stands for a decoder: some titles take the process down, by a crash or as the kernel would."""
+
+    packs: ClassVar[bool] = True
+
+    def __call__(self, clips: Iterable[Clip], pack: BinaryIO) -> Iterator[Clip]:
+        for clip in clips:
+            if clip.title == "crash":
+                ctypes.string_at(0)
+            if clip.title == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            pack.write(b"x")
+            yield replace(clip, audio_bytes=1)
+
+
+@dataclass(frozen=True)
+class Forgetful:
+    packs: ClassVar[bool] = False
+
+    def __call__(self, clips: Iterable[Clip]) -> Iterator[Clip]:
+        yield from list(clips)[1:]
+
+
+def part_of(build: Path, *titles: str) -> None:
+    write_clips(part_path(build, "manifest", 0), [Clip(f"x/{i}", "x", title=t) for i, t in enumerate(titles)])
+
+
+def reasons(build: Path) -> list[str]:
+    return [clip.reason for clip in read_clips(part_path(build, "fragile", 0))]
+
+
+def test_a_stage_that_loses_a_clip_ends_the_run():
+    with pytest.raises(BuildError, match="lost or swapped"):
+        apply(Forgetful(), [Clip("x/1", "x"), Clip("x/2", "x")])
+
+
+def test_rejected_clips_pass_by_and_keep_their_place():
+    gone = Clip("x/1", "x").reject("download", "http-404")
+    clips = apply(Fragile(), [Clip("x/0", "x"), gone, Clip("x/2", "x")], BytesIO())
+    assert [clip.id for clip in clips] == ["x/0", "x/1", "x/2"]
+    assert clips[1] is gone
+
+
+def test_a_reason_outside_the_vocabulary_is_an_error():
+    with pytest.raises(KeyError):
+        Clip("x/1", "x").reject("filter", "ugly")
+
+
+def run_in_a_process(build: Path) -> int:
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from test_run import *;"
+        "run_part(Path(sys.argv[1]), [Fragile()], 0)"
+    )
+    line = [sys.executable, "-c", code, str(build), str(ROOT), str(ROOT / "tests")]
+    return subprocess.run(line, capture_output=True).returncode
+
+
+def test_without_workers_a_clip_that_crashes_the_process_is_rejected_on_the_next_run(tmp_path):
+    part_of(tmp_path, "fine", "crash", "fine", "crash")
+    codes = [run_in_a_process(tmp_path) for _ in range(3)]
+    assert codes == [-signal.SIGSEGV, -signal.SIGSEGV, 0]
+    assert reasons(tmp_path) == ["", "decoder-crashed", "", "decoder-crashed"]
+
+
+def test_a_clip_in_hand_when_the_build_was_killed_from_outside_is_not_blamed(tmp_path):
+    part_of(tmp_path, "fine", "kill")
+    assert [run_in_a_process(tmp_path) for _ in range(4)] == [-signal.SIGKILL] * 4
+    part_of(tmp_path, "fine", "fine")  # the journal still names the second clip
+    assert run_in_a_process(tmp_path) == 0
+    assert reasons(tmp_path) == ["", ""]
+
+
+def test_on_ray_clips_that_kill_their_worker_are_found_and_rejected(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    part_of(tmp_path, "fine", "crash", "kill", "fine")
+    stages = [Fragile()]
+    task, died = partial(run_part, tmp_path, stages), partial(blame_part, tmp_path, stages)
+    with engine(workers=1) as run:
+        assert list(run(task, [0], died)) == [0]
+    assert reasons(tmp_path) == ["", "decoder-crashed", "decoder-crashed", ""]
+
+
+def test_an_error_of_a_worker_ends_the_run_as_itself():
+    def fail(item: int) -> None:
+        raise BuildError(f"no luck with {item}")
+
+    with pytest.raises(BuildError, match="no luck with 7"), engine(workers=1) as run:
+        list(run(fail, [7]))

@@ -1,0 +1,169 @@
+"""Sources: what a folder or a table says about its clips."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT, cli, write
+
+from pipelines.build import plan, prepare
+from pipelines.clip import Clip
+from pipelines.disk import BuildError
+from pipelines.sources import SOURCES, Reading, source
+
+
+def clips(name: str, path: Path, **reading: object) -> list[Clip]:
+    return list(prepare(source(name).clips(path, Reading(**reading))))
+
+
+def table(tmp_path: Path, text: str, name: str = "t.csv") -> Path:
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_caption_of_a_file_is_its_name(tmp_path):
+    write(tmp_path / "in/deep/A_dog-barks  loudly.wav")
+    (clip,) = clips("folder", tmp_path / "in")
+    assert (clip.id, clip.captions, clip.labels) == (
+        "folder/deep/A_dog-barks  loudly.wav".replace("  ", " "),
+        ("A dog barks loudly",),
+        (),
+    )
+
+
+def test_a_name_that_says_nothing_is_no_caption_and_the_folder_is_the_label_on_request(tmp_path):
+    write(tmp_path / "in/dog_bark/1-100032-A.wav")
+    (clip,) = clips("folder", tmp_path / "in", labels_from_folders=True)
+    assert (clip.captions, clip.labels) == ((), ("dog bark",))
+
+
+def test_any_audio_extension_in_any_case_counts_and_nothing_else(tmp_path):
+    for name in ("a.WAV", "b.Mp3", "c.txt", "d.webm", "e"):
+        (tmp_path / name).write_bytes(b"x")
+    assert [clip.id for clip in clips("folder", tmp_path)] == ["folder/a.WAV", "folder/b.Mp3", "folder/d.webm"]
+
+
+def test_equal_names_in_different_folders_are_different_clips(tmp_path):
+    write(tmp_path / "a/dog.wav")
+    write(tmp_path / "b/dog.wav")
+    assert [clip.id for clip in clips("folder", tmp_path)] == ["folder/a/dog.wav", "folder/b/dog.wav"]
+
+
+def test_metadata_csv_is_honoured_and_every_file_and_row_stays_accounted_for(tmp_path):
+    write(tmp_path / "a.wav")
+    write(tmp_path / "unlisted.wav")
+    table(tmp_path, "file_name,text,split\na.wav,A dog,valid\nabsent.wav,A cat,test\n,A bird,test\n", "metadata.csv")
+    found = {clip.id: clip for clip in clips("folder", tmp_path)}
+    assert found["folder/a.wav"].captions == ("A dog",) and found["folder/a.wav"].split == "validation"
+    assert found["folder/unlisted.wav"].captions == ()
+    assert found["folder/absent.wav"].captions == ("A cat",)
+    assert found["folder/row-3"].reason == "missing-file"
+
+
+def test_metadata_jsonl_in_a_sub_folder_is_honoured(tmp_path):
+    write(tmp_path / "sub/a.wav")
+    table(tmp_path / "sub", json.dumps({"file_name": "a.wav", "captions": ["A dog", "A bark"]}), "metadata.jsonl")
+    assert [clip.captions for clip in clips("folder", tmp_path)] == [("A dog", "A bark")]
+
+
+def test_columns_are_recognised_by_their_usual_names(tmp_path):
+    path = table(
+        tmp_path,
+        "Path,caption_2,caption_1,keywords,label,fold,subset,licence,username,title,source_url\n"
+        'x.wav,Second,First,"dog, bark",dog,3,eval,CC0,ann,Rex,http://e.org/1\n',
+    )
+    (clip,) = clips("csv", path)
+    assert clip.captions == ("First", "Second") and clip.tags == ("dog", "bark") and clip.labels == ("dog",)
+    assert (clip.fold, clip.split, clip.license, clip.author) == (3, "test", "CC0", "ann")
+    assert (clip.title, clip.url, clip.id) == ("Rex", "http://e.org/1", "csv/x.wav")
+    assert json.loads(clip.original)["keywords"] == "dog, bark"
+
+
+def test_other_columns_can_be_named(tmp_path):
+    path = table(tmp_path, "where,says\nx.wav,A dog\n")
+    (clip,) = clips("csv", path, column=("location=where", "captions=says"))
+    assert clip.captions == ("A dog",)
+
+
+def test_rows_of_the_same_clip_are_one_clip_with_all_captions(tmp_path):
+    path = table(tmp_path, "path,caption\na.wav,One\nb.wav,Other\na.wav,Two\na.wav,One\n")
+    assert [clip.captions for clip in clips("csv", path)] == [("One", "Two"), ("Other",)]
+    assert len(json.loads(clips("csv", path)[0].original)) == 3
+
+
+def test_an_id_given_to_two_files_loses_neither(tmp_path):
+    path = table(tmp_path, "id,path,caption\n7,a.wav,One\n7,b.wav,Two\n")
+    assert [clip.id for clip in clips("csv", path)] == ["csv/7", "csv/7#2"]
+
+
+def test_a_column_url_is_where_the_bytes_are_and_whom_to_credit(tmp_path):
+    (clip,) = clips("csv", table(tmp_path, "url,caption\nhttps://e.org/a.wav,A dog\n"))
+    assert clip.location == clip.url == "https://e.org/a.wav"
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "json", "jsonl", "parquet"])
+def test_tables_of_other_formats_read_the_same(tmp_path, suffix):
+    frame = pd.DataFrame({"path": ["a.wav", "b.wav"], "caption": ["A dog", None], "fold": [1, 2]})
+    path = tmp_path / f"t.{suffix}"
+    {
+        "tsv": lambda: frame.to_csv(path, sep="\t", index=False),
+        "json": lambda: frame.to_json(path, orient="records"),
+        "jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        "parquet": lambda: frame.to_parquet(path),
+    }[suffix]()
+    assert [(clip.captions, clip.fold) for clip in clips("csv", path)] == [(("A dog",), 1), ((), 2)]
+
+
+def test_bytes_that_are_not_utf8_do_not_break_a_table(tmp_path):
+    (tmp_path / "t.csv").write_bytes(b"path,caption\nx.wav,Caf\xe9 noise\n")
+    (clip,) = clips("csv", tmp_path / "t.csv")
+    assert re.fullmatch("Caf\N{REPLACEMENT CHARACTER}+ noise", clip.captions[0])
+
+
+def test_lists_of_a_parquet_table_are_several_captions(tmp_path):
+    pd.DataFrame({"path": ["a.wav"], "captions": [np.array(["One", "Two"])]}).to_parquet(tmp_path / "t.parquet")
+    assert clips("csv", tmp_path / "t.parquet")[0].captions == ("One", "Two")
+
+
+def test_captions_are_one_clean_line_each(tmp_path):
+    (clip,) = clips("csv", table(tmp_path, 'path,caption\nx.wav,"  A\u202e dog\n\x07 barks\te\u0301 "\n'))
+    assert clip.captions == ("A dog barks \u00e9",)
+
+
+def test_a_fold_means_train_and_else_the_split_depends_on_the_id_alone(tmp_path):
+    assert next(prepare([Clip("x/1", "x", fold=4)])).split == "train"
+    many = [clip.split for clip in prepare(Clip(f"x/{i}", "x") for i in range(4000))]
+    again = [clip.split for clip in prepare(Clip(f"x/{i}", "x") for i in reversed(range(4000)))]
+    assert many == again[::-1]
+    assert 0.88 < many.count("train") / 4000 < 0.92 and 0.04 < many.count("test") / 4000 < 0.06
+
+
+def test_a_plan_counts_clips_after_grouping_and_bytes_and_hours_where_known(tmp_path):
+    write(tmp_path / "a.wav")
+    path = table(tmp_path, "path,caption,duration\na.wav,One,1800\na.wav,Two,1800\n")
+    planned = plan(source("csv"), path, reading=Reading())
+    assert planned == {"rows": 1, "hours": 0.5, "bytes": (tmp_path / "a.wav").stat().st_size}
+    done = cli("build-dataset", "csv", "--input", path, "--out", tmp_path / "out", "--dry-run", "--json")
+    assert json.loads(done.stdout) == planned
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_says_null_for_what_is_not_known(tmp_path):
+    path = table(tmp_path, "url,caption\nhttps://e.org/a.wav,A dog\n")
+    assert plan(source("csv"), path, reading=Reading()) == {"rows": 1, "hours": None, "bytes": None}
+
+
+def test_an_unknown_source_is_a_sentence():
+    with pytest.raises(BuildError, match="choose one of"):
+        source("radio")
+
+
+def test_every_source_has_a_card_with_its_licence_and_how_to_obtain_it():
+    for name in SOURCES:
+        card = source(name).card
+        assert all(card[key] for key in ("title", "license", "obtain", "captions", "splits", "text"))
+    assert {path.stem for path in (ROOT / "datacards").glob("*.md")} == set(SOURCES)
