@@ -1,6 +1,7 @@
 """The dataset's card (README.md with YAML front matter) and ATTRIBUTION.csv: what a reader must know and credit."""
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def write_card(out: Path, source: Source, report: dict[str, Any]) -> None:
     front = {
         "pretty_name": f"{source.card['title']} ({report['kept']} clips)",
         "license": "other",
-        "license_name": "mixed" if len(licenses) > 1 else next(iter(licenses), "none"),
+        "license_name": "mixed" if len(licenses) > 1 else re.sub(r"[^\w.+-]+", "-", next(iter(licenses), "none")),
         "task_categories": ["audio-classification", "text-to-audio"],
         "tags": ["audio", "audio-text", "clap", "clapboard"],
         "size_categories": [next((name for top, name in SIZES if report["kept"] < top), "n>10M")],

@@ -1,17 +1,20 @@
 """Open audio: a file's bytes become blocks of float32 frames, one second each, in bounded memory.
 
-libsndfile reads WAV, FLAC, Ogg, MP3, AIFF and more; what it does not know goes to libav through PyAV (m4a, mp4,
-webm, ...). libav sees an open file and a list of allowed formats, so that a playlist cannot reach elsewhere.
+libsndfile reads WAV, FLAC, Ogg, AIFF and more; what it does not know goes to libav through PyAV (m4a, mp4, webm,
+...), and so does MP3: soundfile seeks after every read, which there breaks the bit reservoir at each block's edge.
+libav sees an open file and a list of allowed formats, so that a playlist cannot reach elsewhere.
 """
 
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from pipelines.clip import Rejected
+from pipelines.download import readable
 
 if TYPE_CHECKING:
     import av
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
 RATES = range(1_000, 1_000_000)  # Hz; a header that claims another would make the resampler explode
 MOST_CHANNELS = 64
 LIBAV_FORMATS = "aac,ac3,aiff,amr,ape,asf,avi,caf,flac,flv,matroska,webm,mov,mp3,mpeg,mpegts,ogg,tta,wav,wv"
+ESTIMATED = ("mp3", "aac", "ac3", "amr", "mpeg", "mpegts")  # containers that do not state their length
 MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3",
          b"\xff\xf1", b"\xff\xf9", b"\x1aE\xdf\xa3", b"caff", b".snd", b"#!AMR", b"0&\xb2u", b"wvpk")  # fmt: skip
 
@@ -43,12 +47,14 @@ def open_audio(path: Path) -> Iterator[Stream]:
     """Open a recording with the first library that knows it; raises Rejected for what is not audio."""
     import soundfile
 
-    with path.open("rb") as handle:
+    with readable(), path.open("rb") as handle:
         head = handle.read(12)
     try:
         sound = soundfile.SoundFile(bytes(path))
     except soundfile.LibsndfileError:
-        with path.open("rb") as handle, open_libav(handle, known=knows(head)) as stream:
+        sound = None
+    if sound is None or sound.format == "MP3":
+        with Patient(path) as file, open_libav(file, known=knows(head)) as stream:
             yield credible(stream)
         return
     with sound:
@@ -103,22 +109,44 @@ def declared_by_chunk(path: Path, channels: int, subtype: str) -> int | None:
     return None
 
 
+class Patient(FileIO):
+    """A file that says no to a seek before its start, where libav can take no exception."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except OSError as error:
+            return -(error.errno or 1)
+
+
 @contextmanager
-def open_libav(handle: BinaryIO, known: bool) -> Iterator[Stream]:
+def open_libav(handle: FileIO, known: bool) -> Iterator[Stream]:
     """Open through libav; raises Rejected "not-audio", or "undecodable" if the container is a known one."""
     import av
 
-    try:
-        container = av.open(handle, "r", options={"format_whitelist": LIBAV_FORMATS, "protocol_whitelist": ""})
-    except (av.FFmpegError, ValueError) as error:
-        raise Rejected("undecodable" if known else "not-audio", str(error)) from error
+    safe = {"format_whitelist": LIBAV_FORMATS, "protocol_whitelist": ""}
+    with readable():
+        try:
+            container = av.open(handle, "r", options=safe)
+        except (av.FFmpegError, ValueError) as error:
+            raise Rejected("undecodable" if known else "not-audio", getattr(error, "strerror", "")) from error
     with container:
         if not container.streams.audio:
             raise Rejected("not-audio", f"a {container.format.name} file without an audio stream")
         track = container.streams.audio[0]
-        seconds = float(track.duration * track.time_base) if track.duration and track.time_base else None
+        sure = container.format.name not in ESTIMATED or tagged(handle)
+        seconds = float(track.duration * track.time_base) if sure and track.duration and track.time_base else 0
         rate, channels = track.rate or 0, track.channels or 0
-        yield Stream(rate, channels, round(seconds * rate) if seconds else None, libav_blocks(container, rate))
+        yield Stream(rate, channels, round(seconds * rate) or None, libav_blocks(container, rate))
+
+
+def tagged(handle: FileIO) -> bool:
+    """Whether an MP3 says how many frames it has; else libav guesses from the bit rate of the first one."""
+    place = handle.tell()
+    handle.seek(0)
+    start = handle.read(2**16)
+    handle.seek(place)
+    return any(tag in start for tag in (b"Xing", b"Info", b"VBRI"))
 
 
 def libav_blocks(container: "av.container.InputContainer", rate: int) -> Iterator["np.ndarray"]:
@@ -140,7 +168,7 @@ def libav_blocks(container: "av.container.InputContainer", rate: int) -> Iterato
         while block := fifo.read(rate, partial=True):
             yield interleaved(block)
     except (av.FFmpegError, ValueError) as error:
-        raise Rejected("undecodable", str(error)) from error
+        raise Rejected("undecodable", getattr(error, "strerror", str(error))) from error
 
 
 def interleaved(frame: "av.AudioFrame") -> "np.ndarray":

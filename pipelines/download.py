@@ -5,6 +5,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
@@ -50,7 +51,7 @@ def local_path(location: str) -> Path:
 
 def digest(path: Path) -> str:
     """SHA-256 of a regular file's bytes, in hex; raises Rejected if it is missing, empty or not a file."""
-    try:
+    with readable():
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever
             raise Rejected("not-audio", "a folder" if stat.S_ISDIR(facts.st_mode) else "not a regular file")
@@ -58,6 +59,13 @@ def digest(path: Path) -> str:
             raise Rejected("empty", "0 bytes")
         with path.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Within, an error of reading one file becomes Rejected "missing-file"; the machine's own stay errors."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in UNREADABLE:
             raise

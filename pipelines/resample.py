@@ -15,7 +15,7 @@ import numpy as np
 from pipelines.clip import SAMPLE_RATE, Clip, Rejected
 from pipelines.decode import Stream, open_audio
 from pipelines.disk import BuildError
-from pipelines.download import UNREADABLE, local_path
+from pipelines.download import local_path, readable
 from pipelines.facts import PRINT_RATE, PRINT_SECONDS, Meter, fingerprint
 
 COMPLETE = 0.95  # share of the declared frames that must decode
@@ -35,10 +35,6 @@ class Resample:
                 yield resample(clip, pack)
             except Rejected as why:
                 yield clip.reject("resample", why.reason, why.detail)
-            except OSError as error:
-                if error.errno not in UNREADABLE or error.filename != str(local_path(clip.location)):
-                    raise
-                yield clip.reject("resample", "missing-file", error.strerror or "")
 
 
 def resample(clip: Clip, pack: BinaryIO) -> Clip:
@@ -70,7 +66,8 @@ def measured(stream: Stream, meter: Meter) -> Iterator[np.ndarray]:
     blocks = iter(stream.blocks)
     while True:
         try:
-            block = next(blocks, None)
+            with readable():
+                block = next(blocks, None)
         except Rejected as why:
             trouble, block = why, None
         if block is None:

@@ -43,7 +43,8 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
                 yield clip
     for sound in sounds:
         unlisted = any(sound.is_relative_to(table.parent) for table in tables)
-        clip = listed.pop(to_location(sound), None) or from_file(sound, path, captioned=not unlisted)
+        here = to_location(sound)
+        clip = listed.pop(here) if here in listed else from_file(sound, path, captioned=not unlisted)
         yield named(clip, path, reading.labels_from_folders)
     for absent in listed.values():
         yield named(absent, path, reading.labels_from_folders)

@@ -1,0 +1,87 @@
+"""Checkpoints of a run: written beside, flushed, renamed. A folder under its final name is complete.
+
+RUN/checkpoints/step-00001000/ holds the model (see CLAP.save_pretrained) and trainer.pt; RUN/last and
+RUN/best are relative links to two of them.
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def write(run: Path, step: int, fill: Callable[[Path], None]) -> None:
+    """Make the checkpoint of `step` by `fill(folder)`; one that is there already is left alone."""
+    final = run / name(step)
+    if final.exists():
+        return
+    temporary = final.with_name(f".{final.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    fill(temporary)
+    for path in [*temporary.rglob("*"), temporary]:
+        sync(path)
+    temporary.rename(final)
+    sync(final.parent)
+
+
+def name(step: int) -> Path:
+    """Where the checkpoint of `step` lies in its run."""
+    return Path("checkpoints") / f"step-{step:08d}"
+
+
+def newest(run: Path) -> Path | None:
+    """The last complete checkpoint, if there is one."""
+    return max((run / "checkpoints").glob("step-*"), default=None)
+
+
+def link(run: Path, label: str, step: int) -> None:
+    """Point RUN/label to the checkpoint of `step`, atomically."""
+    temporary = run / f".{label}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name(step))
+    temporary.replace(run / label)
+
+
+def prune(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints and the best, and what a killed run left half-written."""
+    folder = run / "checkpoints"
+    best = (run / "best").resolve()
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        if old.resolve() != best:
+            old.rename(folder / f".{old.name}.tmp")  # a half-deleted checkpoint must not look complete
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover)
+
+
+@contextmanager
+def lock(run: Path) -> Iterator[bool]:
+    """Hold the run folder for this process; yields False if another process trains in it."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file atomically (UTF-8)."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    sync(temporary)
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

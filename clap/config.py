@@ -1,0 +1,175 @@
+"""Settings of a model and of a training run: frozen dataclasses, saved as JSON beside the weights."""
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+
+class ConfigError(ValueError):
+    """Settings that do not fit together, or that a saved run contradicts."""
+
+
+def setting(default: Any, help: str) -> Any:
+    """A field whose default and help text are written once; the command line makes its flag from it."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two towers and the space they share. Defaults: HTSAT-tiny and RoBERTa-base, as LAION-CLAP."""
+
+    sample_rate: int = setting(48000, "rate of the audio, Hz")
+    clip_seconds: float = setting(10.0, "length of audio the model sees, s; shorter clips are repeated")
+    n_fft: int = setting(1024, "window of the spectrum, samples")
+    hop: int = setting(480, "step between spectra, samples")
+    n_mels: int = setting(64, "mel bands")
+    fmin: float = setting(50.0, "lowest mel band, Hz")
+    fmax: float = setting(14000.0, "highest mel band, Hz")
+    audio: str = setting("htsat", "audio tower: htsat or pann")
+    htsat_spec: int = setting(256, "HTSAT: side of the square its mel is folded into")
+    htsat_width: int = setting(96, "HTSAT: channels of the first stage; each stage doubles them")
+    htsat_depths: tuple[int, ...] = setting((2, 2, 6, 2), "HTSAT: blocks of each stage")
+    htsat_heads: tuple[int, ...] = setting((4, 8, 16, 32), "HTSAT: attention heads of each stage")
+    htsat_window: int = setting(8, "HTSAT: side of an attention window, patches")
+    htsat_drop_path: float = setting(0.1, "HTSAT: share of residual branches dropped in the last block")
+    pann_widths: tuple[int, ...] = setting((64, 128, 256, 512, 1024, 2048), "PANN: channels of each block")
+    pann_kernel: int = setting(3, "PANN: side of a convolution")
+    pann_convs: int = setting(2, "PANN: convolutions in a block")
+    pann_dropout: float = setting(0.2, "PANN: dropout after each block")
+    pann_head_dropout: float = setting(0.5, "PANN: dropout around the last layer")
+    time_mask: int = setting(64, "SpecAugment in training: widest of two masks, frames")
+    freq_mask: int = setting(8, "SpecAugment in training: widest of two masks, mel bands")
+    text: str = setting("FacebookAI/roberta-base", "text tower: a Hub id, a folder, or scratch (not pretrained)")
+    text_pooling: str = setting("pooler", "tokens to one vector: pooler (BERT, RoBERTa) or mean over real tokens")
+    text_context: int = setting(77, "longest caption, tokens")
+    text_vocab: int = setting(8192, "scratch tower: most pieces of a tokenizer trained on the captions")
+    text_width: int = setting(256, "scratch tower: width")
+    text_layers: int = setting(4, "scratch tower: layers")
+    text_heads: int = setting(4, "scratch tower: attention heads")
+    dim: int = setting(512, "width of the space that audio and text share")
+
+    @property
+    def n_samples(self) -> int:
+        """Amplitudes in the window the model sees."""
+        return round(self.clip_seconds * self.sample_rate)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides the weights of a run, given the data; defaults follow the paper's scripts."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    split: str = setting("train", "split to train on, or all")
+    folds: tuple[int, ...] = setting((), "only clips of these cross-validation folds (empty: all)")
+    validation_split: str = setting("validation", "split that chooses the best checkpoint, if the data have it")
+    validation_folds: tuple[int, ...] = setting((), "only clips of these folds for validation (empty: all)")
+    texts: str = setting("captions", "sentences to learn from: captions, generated, or all")
+    caption_noise: float = setting(0.0, "chance per word to drop it, and to put a random letter string before it")
+    roll: bool = setting(False, "rotate every training clip by a random amount of time")
+    targets: str = setting("multi-positive", "multi-positive (equal captions attract) or plain (only the own pair)")
+    epochs: int = setting(45, "passes over the data")
+    batch_size: int = setting(96, "pairs in a step: each is a negative of the others")
+    lr: float = setting(1e-4, "peak learning rate")
+    warmup: int = setting(3200, "steps until the peak, then a cosine down to 0")
+    weight_decay: float = setting(0.0, "AdamW's decay of matrices")
+    beta1: float = setting(0.9, "AdamW: memory of the gradient")
+    beta2: float = setting(0.999, "AdamW: memory of its square")
+    eps: float = setting(1e-8, "AdamW: floor of the denominator")
+    clip_norm: float = setting(1.0, "longest gradient; longer ones are shortened to it")
+    seed: int = setting(0, "seed of the weights, of the order of clips, of crops and captions")
+    precision: str = setting("auto", "bf16, fp32, or auto: bf16 on a GPU, fp32 on a CPU")
+    pool: int = setting(2048, "clips that are shuffled together, held in memory compressed")
+    log_every: int = setting(50, "steps between lines of metrics.jsonl")
+    eval_every: int = setting(0, "steps between evaluations on the validation split (0: once an epoch)")
+    save_every: int = setting(0, "steps between checkpoints (0: once an epoch)")
+    keep: int = setting(2, "newest checkpoints kept; the best is kept as well")
+    workers: int = setting(4, "threads that decode audio")
+    device: str = setting("auto", "cpu, cuda, cuda:1, or auto")
+
+
+FREE = frozenset({"keep", "workers", "device"})  # may change when a run continues: they do not move its weights
+
+
+def check(config: TrainConfig) -> None:
+    """Raise ConfigError for a setting outside its values, with the values it may take."""
+    choices = {
+        "audio": (config.model.audio, ("htsat", "pann")),
+        "text_pooling": (config.model.text_pooling, ("pooler", "mean")),
+        "texts": (config.texts, ("captions", "generated", "all")),
+        "targets": (config.targets, ("multi-positive", "plain")),
+        "precision": (config.precision, ("auto", "bf16", "fp32")),
+    }
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ConfigError(f"{name} is {value!r}: use {' or '.join(allowed)}")
+    for name in ("epochs", "batch_size", "pool", "log_every", "keep", "workers"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}: it must be 1 or more")
+    if config.validation_split == config.split and not (
+        config.folds and config.validation_folds and not set(config.folds) & set(config.validation_folds)
+    ):
+        raise ConfigError(
+            f"split {config.split!r} would be trained on and validated on: give --folds and "
+            "--validation-folds that have none in common, or another --validation-split"
+        )
+
+
+def to_dict(config: ModelConfig | TrainConfig) -> dict[str, Any]:
+    """Plain values, as JSON gives them back."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def from_dict(kind: type, values: dict[str, Any]) -> Any:
+    """The config of class `kind` from `to_dict`'s values; ConfigError for a setting this version lacks."""
+    unknown = set(values) - {f.name for f in fields(kind)}
+    if unknown:
+        raise ConfigError(f"unknown settings {sorted(unknown)}: written by another version of clapboard?")
+    hints = get_type_hints(kind)
+    typed = {
+        name: from_dict(ModelConfig, v) if hints[name] is ModelConfig else tuple(v) if isinstance(v, list) else v
+        for name, v in values.items()
+    }
+    return kind(**typed)
+
+
+def read(kind: type, path: Path) -> Any:
+    """The config saved at `path`."""
+    return from_dict(kind, json.loads(path.read_text(encoding="utf-8")))
+
+
+_SMALL = ModelConfig(
+    clip_seconds=5.0,
+    audio="pann",
+    pann_widths=(16, 32, 64, 128),
+    htsat_spec=128,
+    htsat_width=32,
+    htsat_depths=(2, 2, 2),
+    htsat_heads=(2, 4, 8),
+    text="scratch",
+    text_pooling="mean",
+    text_vocab=4096,
+    text_width=128,
+    text_layers=2,
+    text_heads=4,
+    dim=128,
+)
+_TINY = TrainConfig(
+    model=_SMALL,
+    caption_noise=0.1,
+    roll=True,
+    epochs=40,
+    batch_size=32,
+    lr=2e-3,
+    warmup=20,
+    weight_decay=0.01,
+    log_every=5,
+)
+_PAPER = TrainConfig(batch_size=2304)  # 24 GPUs x 96 in the paper's scripts
+
+PRESETS: dict[str, TrainConfig] = {
+    "tiny": _TINY,
+    "tiny-htsat": replace(_TINY, model=replace(_SMALL, audio="htsat"), lr=1e-3),
+    "paper-htsat-roberta": _PAPER,
+    "paper-pann": replace(_PAPER, model=replace(_PAPER.model, audio="pann"), warmup=500),
+}

@@ -1,0 +1,192 @@
+"""Training: it learns, is resumed exactly, whatever stopped it, and refuses what would spoil a run."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pairs
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from clap import checkpoint
+from clap.config import ConfigError, to_dict
+from clap.log import read
+from clap.model import CLAP
+from clap.train import TrainError, learning_rate, parameter_groups, train
+
+CONFIG = replace(pairs.SMALL, epochs=4, save_every=3, roll=True, caption_noise=0.2)
+SCRIPT = """
+import json, sys
+from clap.config import TrainConfig, from_dict
+from clap.train import train
+train(from_dict(TrainConfig, json.loads(sys.argv[1])), sys.argv[2], sys.argv[3])
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    pairs.write(folder, pairs.tones(6), split="validation")
+    return pairs.write(folder, pairs.tones(22))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nothing interrupted: 20 steps in 4 epochs."""
+    run = tmp_path_factory.mktemp("whole")
+    return run, train(CONFIG, data, run)
+
+
+def weights(run):
+    return load_file(run / "last" / "model.safetensors")
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def lines(run):
+    """metrics.jsonl without the clock."""
+    return [{k: v for k, v in line.items() if k != "clips_per_second"} for line in read(run / "metrics.jsonl")]
+
+
+def start(config, data, run):
+    """The same training in another process."""
+    command = [sys.executable, "-c", SCRIPT, json.dumps(to_dict(config)), data, str(run)]
+    threads = str(torch.get_num_threads())
+    env = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(Path(__file__).parents[1])}
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(process, run, step):
+    """Until the run has logged `step`."""
+    while process.poll() is None:
+        if any(line["step"] >= step for line in read(run / "metrics.jsonl")):
+            return
+        time.sleep(0.005)
+    raise AssertionError(process.stderr.read())
+
+
+def test_a_run_leaves_its_settings_metrics_and_checkpoints(whole):
+    run, metrics = whole
+    assert json.loads((run / "config.json").read_text())["train"] == to_dict(CONFIG)
+    assert [line["step"] for line in lines(run) if "loss" in line] == [3, 6, 9, 12, 15, 18, 20]
+    assert [line["step"] for line in lines(run) if "validation/mean_recall" in line] == [5, 10, 15, 20]
+    assert metrics["step"] == 20 and metrics["epoch"] == 4
+    assert str((run / "last").readlink()) == "checkpoints/step-00000020"
+    assert {"model.safetensors", "config.json", "trainer.pt", "text"} == {p.name for p in (run / "last").iterdir()}
+
+
+def test_best_is_the_checkpoint_with_the_highest_validation_recall(whole):
+    run, _ = whole
+    recalls = {line["step"]: line.get("validation/mean_recall", -1) for line in lines(run)}
+    assert (run / "best").resolve().name == f"step-{max(recalls, key=recalls.get):08d}"
+    assert CLAP.from_pretrained(run).config == CONFIG.model
+
+
+def test_only_the_newest_and_the_best_are_kept(whole):
+    run, _ = whole
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    assert kept == {"step-00000018", "step-00000020", (run / "best").resolve().name}
+
+
+def test_training_twice_gives_the_same_weights(whole, data, tmp_path):
+    train(replace(CONFIG, workers=1), data, tmp_path)
+    assert equal(weights(tmp_path), weights(whole[0]))
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not_been(whole, data, tmp_path):
+    process = start(CONFIG, data, tmp_path)
+    wait_for(process, tmp_path, 9)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.newest(tmp_path).name < "step-00000020"
+    half = tmp_path / "checkpoints" / ".step-00000099.tmp"
+    half.mkdir()
+    with (tmp_path / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 99, "los')
+    train(CONFIG, data, tmp_path)
+    assert equal(weights(tmp_path), weights(whole[0])) and lines(tmp_path) == lines(whole[0])
+    assert not half.exists() and (tmp_path / "best").readlink() == (whole[0] / "best").readlink()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_and_goes_on_in_the_middle_of_an_epoch(whole, data, tmp_path, number):
+    process = start(CONFIG, data, tmp_path)
+    wait_for(process, tmp_path, 6)
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode != 0 and "KeyboardInterrupt: stopped and saved at step" in said
+    train(CONFIG, data, tmp_path)
+    assert equal(weights(tmp_path), weights(whole[0])) and lines(tmp_path) == lines(whole[0])
+
+
+def test_a_finished_run_only_repeats_its_metrics(whole, data):
+    run, metrics = whole
+    before = (run / "metrics.jsonl").read_bytes()
+    assert train(CONFIG, data, run) == metrics
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_other_settings_in_the_same_folder_are_refused(whole, data):
+    other = replace(CONFIG, lr=0.5, model=replace(CONFIG.model, dim=8))
+    with pytest.raises(ConfigError, match=r"lr was 0.001, is now 0.5, dim was 16, is now 8.*another --out"):
+        train(other, data, whole[0])
+    train(replace(CONFIG, workers=3, keep=5), data, whole[0])
+
+
+def test_other_data_in_the_same_folder_are_refused(whole, tmp_path):
+    other = pairs.write(tmp_path, pairs.tones(21))
+    with pytest.raises(ConfigError, match=r"other data .22 clips .*now 21"):
+        train(CONFIG, other, whole[0])
+
+
+def test_a_setting_can_be_mended_before_the_first_checkpoint(data, tmp_path):
+    with pytest.raises(ValueError, match="lower --batch-size"):
+        train(replace(CONFIG, batch_size=99), data, tmp_path)
+    assert train(replace(CONFIG, epochs=1), data, tmp_path)["step"] == 5
+
+
+def test_two_processes_cannot_train_in_one_folder(data, tmp_path):
+    with checkpoint.lock(tmp_path), pytest.raises(TrainError, match="another process"):
+        train(CONFIG, data, tmp_path)
+
+
+def test_without_validation_best_is_last(tmp_path, capsys):
+    train(replace(CONFIG, epochs=1), pairs.write(tmp_path / "data", pairs.tones(8)), tmp_path / "run")
+    assert (tmp_path / "run" / "best").resolve() == (tmp_path / "run" / "last").resolve()
+    assert "no validation split" in capsys.readouterr().err
+
+
+def test_divergence_stops_with_advice_and_without_a_checkpoint(data, tmp_path):
+    with pytest.raises(TrainError, match=r"diverged.*lower --lr"):
+        train(replace(CONFIG, lr=1e30, clip_norm=1e30, save_every=1, eval_every=99), data, tmp_path)
+    newest = checkpoint.newest(tmp_path)
+    assert newest is None or all(t.isfinite().all() for t in load_file(newest / "model.safetensors").values())
+
+
+def test_plain_targets_give_another_loss(whole, data, tmp_path):
+    plain = train(replace(CONFIG, targets="plain"), data, tmp_path)
+    assert plain["loss"] != whole[1]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(0, 0.25), (3, 1.0), (4, 1.0), (12, 0.5), (20, 0.0), (8, (1 + math.sqrt(0.5)) / 2)]
+)
+def test_the_rate_rises_in_a_line_and_falls_in_a_cosine(step, expected):
+    assert learning_rate(step, total=20, warmup=4, peak=1.0) == pytest.approx(expected)
+
+
+def test_only_matrices_decay():
+    model = CLAP.create(CONFIG.model, ["a sound"])
+    decay, free = parameter_groups(model, 0.1)
+    assert len(decay["params"]) + len(free["params"]) == len(list(model.parameters()))
+    assert all(p.ndim >= 2 for p in decay["params"]) and free["weight_decay"] == 0
+    assert any(p is model.log_scale_a for p in free["params"])
