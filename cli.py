@@ -17,10 +17,13 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
+from clap.config import PRESETS, ClapError, ModelConfig, TrainConfig
 from pipelines.disk import BuildError
 from pipelines.exclude import Exclude, read_ids
 from pipelines.filter import Filter
 from pipelines.sources import SOURCES, Reading, read_card, source
+
+PROMPT = "This is a sound of {}."  # LAION-CLAP's
 
 app = typer.Typer(
     help="Build audio-text datasets that explain every lost row, and train CLAP on them.",
@@ -29,8 +32,15 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
+evaluate = typer.Typer(help="Measure a model on a dataset.", no_args_is_help=True)
+app.add_typer(evaluate, name="evaluate")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 Out = Annotated[Path, typer.Argument(help="Folder of a build, as given to build-dataset --out.")]
+Model = Annotated[str, typer.Option(help="A run folder, a checkpoint folder or a Hub id.")]
+Data = Annotated[list[str], typer.Option(help="A dataset: a folder or a Hub id; may be repeated.")]
+Split = Annotated[str, typer.Option(help="Split of the dataset, or all.")]
+Folds = Annotated[str, typer.Option(help="Only these folds, such as 4 or 1,2.")]
+Prompt = Annotated[str, typer.Option(help="Sentence around each label, with {} where it goes.")]
 
 
 def main() -> None:
@@ -39,7 +49,7 @@ def main() -> None:
     app()
 
 
-def command(name: str, *configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def command(name: str, *configs: type, of: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register a command. Each field of `configs` becomes a flag; those given arrive as keyword arguments."""
     flags = {field.name: flag(config, field) for config in configs for field in fields(config) if field.metadata}
 
@@ -60,7 +70,7 @@ def command(name: str, *configs: type) -> Callable[[Callable[..., None]], Callab
         own = [p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD]
         run.__signature__ = inspect.Signature([*own, *flags.values()])  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in [*own, *flags.values()]}
-        return app.command(name)(run)
+        return of.command(name)(run)
 
     return register
 
@@ -71,7 +81,9 @@ def flag(config: type, field: Field) -> inspect.Parameter:
     if kind is not bool and default not in ((), "", None):
         shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
         text += f" [dim]\\[default: {shown}][/dim]"
-    option = typer.Option(help=text, metavar=field.metadata.get("metavar"), rich_help_panel=config.__name__)
+    option = typer.Option(
+        help=text, metavar=field.metadata.get("metavar"), rich_help_panel=(config.__doc__ or "").split(".")[0]
+    )
     repeated = field.metadata.get("metavar") == "FIELD=NAME"
     taken = list[str] if repeated else str if get_origin(kind) is tuple else kind
     return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None,
@@ -91,7 +103,7 @@ def fill(config: Any, settings: dict[str, Any]) -> Any:
 
 def errors() -> tuple[type[Exception], ...]:
     """What is told in one sentence; anything else is a bug of ours and keeps its traceback."""
-    return (BuildError, OSError)
+    return (BuildError, ClapError, OSError)
 
 
 def table(title: str, rows: dict[str, Any]) -> None:
@@ -186,6 +198,159 @@ def show_build(out: Path, report: dict[str, Any], as_json: bool) -> None:
                "rejected": out / "rejected.parquet"})  # fmt: skip
     if report["kept"] == 0:
         print("Warning: no clip was kept.", file=sys.stderr)
+
+
+# ---- models
+
+
+@command("train", TrainConfig, ModelConfig)
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the run; run again to continue.")],
+    preset: Annotated[
+        str, typer.Option(help="Settings to start from, instead of the defaults below: " + ", ".join(PRESETS))
+    ] = "tiny",
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Train a CLAP on datasets.
+
+    Example: python cli.py train --data OUT/dataset --out RUN --preset tiny --folds 1,2,3
+    """
+    if preset not in PRESETS:
+        raise ClapError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    from clap.train import train as run
+
+    config = fill(PRESETS[preset], settings)
+    metrics = run(replace(config, model=fill(config.model, settings)), data, out)
+    print(json.dumps(metrics, indent=1)) if as_json else table(f"{out}", {**metrics, "run": out, "best": out / "best"})
+
+
+@command("retrieval", of=evaluate)
+def retrieval(model: Model, data: Data, split: Split = "test", folds: Folds = "", as_json: Json = False) -> None:
+    """Find the clip of a text and the text of a clip: R@1, R@5, R@10, mAP@10, median rank.
+
+    Example: python cli.py evaluate retrieval --model RUN --data OUT/dataset --split test
+    """
+    from clap import CLAP
+    from clap.evaluate import retrieval as measure
+
+    result = measure(CLAP.from_pretrained(model), data, split, numbers(folds))
+    show_retrieval(result, as_json)
+
+
+@command("zero-shot", of=evaluate)
+def zero_shot(
+    model: Model,
+    data: Data,
+    labels: Annotated[str, typer.Option(help="Labels, separated by commas. Default: those of the dataset.")] = "",
+    prompt: Prompt = PROMPT,
+    split: Split = "test",
+    folds: Folds = "",
+    as_json: Json = False,
+) -> None:
+    """Classify clips by the label whose prompt is nearest, without training on them.
+
+    Example: python cli.py evaluate zero-shot --model RUN --data OUT/dataset --split train --folds 4
+    """
+    from clap import CLAP
+    from clap.evaluate import zero_shot as measure
+
+    result = measure(CLAP.from_pretrained(model), data, names(labels), prompt, split, numbers(folds))
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        score = "map" if "map" in result else "accuracy"
+        table("zero-shot", {score: f"{result[score]:.4f}", "chance": f"{result['chance']:.4f}", "n": result["n"]})
+        table("per class", {name: f"{value:.4f}" for name, value in result["per_class"].items()})
+
+
+@command("classify")
+def classify(
+    files: Annotated[list[Path], typer.Argument(help="Sounds.")],
+    model: Model,
+    labels: Annotated[str, typer.Option(help="Labels to choose from, separated by commas.")],
+    prompt: Prompt = PROMPT,
+    as_json: Json = False,
+) -> None:
+    """Name the label that fits each sound best.
+
+    Example: python cli.py classify bark.wav --model RUN --labels "dog bark,rain,siren"
+    """
+    from clap import CLAP
+    from clap.evaluate import classify as measure
+
+    found = measure(CLAP.from_pretrained(model), files, names(labels) or [], prompt)
+    if as_json:
+        print(json.dumps([{"file": str(f), "labels": each} for f, each in zip(files, found, strict=True)], indent=1))
+    else:
+        for file, each in zip(files, found, strict=True):
+            table(str(file), {label: f"{share:.4f}" for label, share in each.items()})
+
+
+def names(text: str) -> list[str] | None:
+    """The items of "a,b", None where there are none."""
+    return [item.strip() for item in text.split(",") if item.strip()] or None
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers of "1,2"."""
+    try:
+        return [int(item) for item in names(text) or []]
+    except ValueError as error:
+        raise ClapError(f"--folds {text}: want numbers such as 4 or 1,2") from error
+
+
+def show_retrieval(result: dict[str, dict[str, float]], as_json: bool) -> None:
+    """Print both directions side by side."""
+    if as_json:
+        print(json.dumps(result, indent=1))
+    else:
+        for way, scores in result.items():
+            table(way.replace("_", " "), {name: f"{value:.4g}" for name, value in scores.items()})
+
+
+# ---- the whole journey
+
+
+@command("demo")
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything the demo makes; run again to continue.")] = Path(
+        "demo"
+    ),
+    as_json: Json = False,
+) -> None:
+    """The whole journey in minutes: synthesise sounds, build a dataset, train a small CLAP, evaluate it.
+
+    Example: python cli.py demo --out demo
+    """
+    from clap import CLAP
+    from clap import evaluate as measure
+    from clap.train import train as run
+    from pipelines.build import build_dataset as build
+    from pipelines.demo import expected_rejections, synthesise
+
+    sounds, data, model = out / "sounds", out / "build" / "dataset", out / "run"
+    if not (sounds / "metadata.csv").exists():
+        print(f"Synthesising sounds in {sounds}", file=sys.stderr)
+        synthesise(sounds)
+    report = build(source("folder"), sounds, out / "build", workers=0)
+    if report["rejected_by_reason"] != expected_rejections():
+        raise BuildError(f"the demo's broken files were rejected as {report['rejected_by_reason']}, which is wrong")
+    run(replace(PRESETS["tiny"], epochs=15), str(data), model)
+    clap = CLAP.from_pretrained(model)
+    found, guessed = measure.retrieval(clap, str(data)), measure.zero_shot(clap, str(data))
+    recall, n = found["text_to_audio"]["R@1"], report["splits"]["test"]
+    if as_json:
+        print(json.dumps({"report": report, "retrieval": found, "zero_shot": guessed}, indent=1))
+        return
+    show_build(out / "build", report, as_json=False)
+    table("On held-out clips", {
+        "retrieval, text to audio, R@1": f"{recall:.3f}  chance {1 / n:.3f}, {recall * n:.1f} times chance",
+        "retrieval, audio to text, R@1": f"{found['audio_to_text']['R@1']:.3f}",
+        "zero-shot accuracy": f"{guessed['accuracy']:.3f}  chance {guessed['chance']:.3f}",
+        "run": model, "best checkpoint": model / "best",
+    })  # fmt: skip
 
 
 if __name__ == "__main__":

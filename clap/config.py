@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 
-class ConfigError(ValueError):
+class ClapError(Exception):
+    """Training or using a model cannot go on; the message says what, where and what to do."""
+
+
+class ConfigError(ClapError):
     """Settings that do not fit together, or that a saved run contradicts."""
 
 
@@ -65,7 +69,6 @@ class TrainConfig:
     validation_split: str = setting("validation", "split that chooses the best checkpoint, if the data have it")
     validation_folds: tuple[int, ...] = setting((), "only clips of these folds for validation (empty: all)")
     texts: str = setting("captions", "sentences to learn from: captions, generated, or all")
-    caption_noise: float = setting(0.0, "chance per word to drop it, and to put a random letter string before it")
     roll: bool = setting(False, "rotate every training clip by a random amount of time")
     targets: str = setting("multi-positive", "multi-positive (equal captions attract) or plain (only the own pair)")
     epochs: int = setting(45, "passes over the data")
@@ -156,7 +159,6 @@ _SMALL = ModelConfig(
 )
 _TINY = TrainConfig(
     model=_SMALL,
-    caption_noise=0.1,
     roll=True,
     epochs=40,
     batch_size=32,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clap.config import ClapError
 from clap.text import HUB_ID
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 SHARD = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<total>\d{5})\.parquet")
 
 
-class DataError(ValueError):
+class DataError(ClapError):
     """A dataset that cannot be trained or evaluated on; the message says what, where and what to do."""
 
 

@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from clap.config import ClapError
+
 LOUDEST = 32767  # the largest int16
 
 
-class SizeError(ValueError):
+class SizeError(ClapError):
     """Sizes of a clip, a front end or a tower that do not fit together."""
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clap.config import TrainConfig
 from clap.data import DataError, Dataset, decode, read_group
-from clap.text import clean, noisy, tokenize
+from clap.text import clean, tokenize
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,8 +54,7 @@ class Pair:
 
     id: str
     waveform: np.ndarray  # (n_samples,) int16
-    caption: str  # as published
-    said: str  # as the model reads it, with noise
+    caption: str
 
 
 @dataclass(frozen=True)
@@ -120,16 +119,15 @@ class Loader:
         rng = np.random.default_rng([self.config.seed, epoch, row])
         captions = self.data.captions(row, self.config.texts)
         caption = captions[rng.integers(len(captions))]
-        said = noisy(caption, self.config.caption_noise, rng)
         model = self.config.model
         waveform = decode(flac, model.sample_rate, model.n_samples, self.data.where(row), rng)
         if self.config.roll:
             waveform = np.roll(waveform, rng.integers(len(waveform)))
-        return Pair(self.data.rows["id"][row].as_py(), waveform, caption, said)
+        return Pair(self.data.rows["id"][row].as_py(), waveform, caption)
 
     def _collate(self, tasks: list[Future[Pair]]) -> Batch:
         pairs = [task.result() for task in tasks]
-        said = [pair.said for pair in pairs]
+        said = [pair.caption for pair in pairs]
         return Batch(
             torch.from_numpy(np.stack([pair.waveform for pair in pairs])),
             *tokenize(self.tokenizer, said, self.config.model.text_context),

@@ -6,10 +6,12 @@ scores what chance scores, in both directions. Not-a-number never wins: it raise
 
 import numpy as np
 
+from clap.config import ClapError
+
 CHUNK = 1024  # queries ranked at once: memory is CHUNK x number of targets floats
 
 
-class MetricError(ValueError):
+class MetricError(ClapError):
     """Scores that cannot be computed: embeddings that are not finite, or nothing to score."""
 
 

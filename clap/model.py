@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clap import text as towers
-from clap.config import ModelConfig, read, to_dict
+from clap.config import ClapError, ModelConfig, read, to_dict
 from clap.data import DataError, fill
 from clap.features import LogMel, SpecAugment
 from clap.htsat import HTSAT
@@ -21,7 +21,7 @@ from clap.pann import PANN
 LARGEST_SCALE = math.log(100)  # as CLIP: a scale past 100 makes training unstable
 
 
-class ModelError(ValueError):
+class ModelError(ClapError):
     """A checkpoint that is not there or not whole; the message says what to do."""
 
 

@@ -1,41 +1,25 @@
 """The text tower: any encoder of transformers, or a small one from scratch with its own tokenizer."""
 
 import re
-import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from clap.config import ClapError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-class TextError(ValueError):
+class TextError(ClapError):
     """A text tower that cannot be had; the message says what to do."""
 
 
 def clean(caption: str) -> str:
     """What two captions are compared by: lower case, single spaces, no full stop at the end."""
     return " ".join(caption.lower().split()).rstrip(" .!")
-
-
-def noisy(caption: str, rate: float, rng: np.random.Generator) -> str:
-    """Drop each word, and put random letters before each, with probability `rate`; never drops all.
-
-    Word dropout (Iyyer et al. 2015, section 3.2) makes a tower robust to missing words; the random strings
-    make it ignore unknown ones: a tower from scratch has no other way to know that "this is" in a prompt
-    means nothing, and every byte of its tokenizer gets an embedding that training has seen.
-    """
-    words = []
-    for word in caption.split():
-        if rng.random() < rate:
-            words.append("".join(rng.choice(list(string.ascii_lowercase), rng.integers(1, 7))))
-        if rng.random() >= rate:
-            words.append(word)
-    return " ".join(words) or caption
 
 
 class TextTower(nn.Module):
@@ -67,14 +51,11 @@ class TextTower(nn.Module):
 def tokenize(tokenizer: Any, captions: Sequence[str], context: int) -> tuple[Tensor, Tensor]:
     """input_ids and attention_mask, (batch, n), padded to the longest caption and cut at `context` tokens."""
     tokens = tokenizer(list(captions), padding=True, truncation=True, max_length=context, return_tensors="pt")
-    return tokens["input_ids"], tokens["attention_mask"]
+    return tokens["input_ids"], tokens["input_ids"].ne(tokenizer.pad_token_id).long()
 
 
 def scratch(captions: Iterable[str], vocab: int, width: int, layers: int, heads: int, context: int) -> tuple[Any, Any]:
-    """A RoBERTa of these sizes with random weights, and a byte-level BPE tokenizer trained on the captions.
-
-    Text is lower-cased; bytes are the last resort, so no word is ever unknown.
-    """
+    """A RoBERTa of these sizes with random weights, and a tokenizer of the captions' words."""
     from transformers import RobertaConfig, RobertaModel
 
     tokenizer = train_tokenizer(captions, vocab)
@@ -94,26 +75,22 @@ def scratch(captions: Iterable[str], vocab: int, width: int, layers: int, heads:
 
 
 def train_tokenizer(captions: Iterable[str], vocab: int) -> Any:
-    """A lower-casing byte-level BPE tokenizer of at most `vocab` pieces, with RoBERTa's special tokens."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """A lower-casing tokenizer of the `vocab` most frequent words, with RoBERTa's special tokens.
+
+    A word that training has not seen counts as padding: a tower from scratch cannot know what it means, and the
+    random vector of "this is" in a prompt would move all that follows.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    bpe = Tokenizer(models.BPE())
-    bpe.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        min_frequency=2,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(captions, trainer)
-    bpe.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=True)
-    names = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, **dict(zip(names, special, strict=True)))
+    special = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "mask_token": "<mask>"}
+    words = Tokenizer(models.WordLevel(unk_token="<pad>"))
+    words.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=vocab, special_tokens=list(special.values()), show_progress=False)
+    words.train_from_iterator(captions, trainer)
+    words.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return PreTrainedTokenizerFast(tokenizer_object=words, **special)
 
 
 def pretrained(name: str) -> tuple[Any, Any]:

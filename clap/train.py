@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from clap import checkpoint
-from clap.config import FREE, ConfigError, TrainConfig, check, to_dict
+from clap.config import FREE, ClapError, ConfigError, TrainConfig, check, to_dict
 from clap.data import Dataset, open_split, splits
 from clap.evaluate import score_retrieval
 from clap.loader import Batch, Loader
@@ -24,7 +24,7 @@ from clap.metrics import mean_recall
 from clap.model import CLAP
 
 
-class TrainError(RuntimeError):
+class TrainError(ClapError):
     """Training cannot go on; the message says what to do."""
 
 

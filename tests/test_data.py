@@ -79,7 +79,7 @@ def same(a, b):
 
 
 def test_batches_from_the_middle_are_those_of_an_uninterrupted_run(twenty):
-    changes = {"epochs": 3, "pool": 8, "caption_noise": 0.3, "roll": True}
+    changes = {"epochs": 3, "pool": 8, "roll": True}
     whole = list(loader(opened(twenty), **changes).batches())
     assert len(whole) == 15
     for start in (2, 5, 13):

@@ -1,6 +1,5 @@
-"""The text tower: no word is unknown, padding changes nothing, and any encoder of transformers serves."""
+"""The text tower: unknown words say nothing, padding changes nothing, and any encoder of transformers serves."""
 
-import numpy as np
 import pytest
 import torch
 
@@ -22,11 +21,16 @@ def save_folder(folder, model, tokenizer):
     return str(folder)
 
 
-def test_no_word_is_ever_unknown(small):
-    _, tokenizer = small
-    ids = tokenizer("zebra Ünïcode 東京 🐕")["input_ids"]
-    assert tokenizer.unk_token_id not in ids
-    assert tokenizer.decode(ids, skip_special_tokens=True).strip() == "zebra ünïcode 東京 🐕"
+def test_a_word_never_seen_changes_nothing(small):
+    tower, tokenizer = small
+    alone = tower(*text.tokenize(tokenizer, ["sound of rain"], 16))
+    prompted = tower(*text.tokenize(tokenizer, ["Behold: zebra sound of 東京 rain"], 16))
+    torch.testing.assert_close(alone, prompted)
+
+
+def test_a_caption_of_unknown_words_only_still_has_a_vector(small):
+    tower, tokenizer = small
+    assert torch.isfinite(tower(*text.tokenize(tokenizer, ["zebra"], 16))).all()
 
 
 def test_case_makes_no_difference(small):
@@ -48,17 +52,6 @@ def test_padding_changes_nothing(small):
 def test_captions_are_cut_at_the_context(small):
     ids, mask = text.tokenize(small[1], ["dog " * 99], 16)
     assert ids.shape == mask.shape == (1, 16)
-
-
-def test_noise_is_a_function_of_its_generator():
-    said = [text.noisy(CAPTIONS[0], 0.5, np.random.default_rng(seed)) for seed in (1, 1, 2)]
-    assert said[0] == said[1] != said[2]
-
-
-def test_noise_of_zero_leaves_a_caption_and_of_one_something_to_read():
-    rng = np.random.default_rng(0)
-    assert text.noisy(CAPTIONS[0], 0.0, rng) == CAPTIONS[0]
-    assert all(text.noisy("dog", 0.9, rng) for _ in range(50))
 
 
 def test_a_saved_tower_is_built_again_from_its_folder(small, tmp_path):
