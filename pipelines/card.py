@@ -94,7 +94,7 @@ def license_counts(out: Path) -> dict[str, int]:
 
 
 def table(head: tuple[str, ...], rows: Any) -> str:
-    """A Markdown table; text from outside cannot break out of its cell."""
+    """A Markdown table, nothing without rows; text from outside cannot break out of its cell."""
     lines = [[str(cell).replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
     rule = ["---"] * len(head)
-    return "".join(f"| {' | '.join(line)} |\n" for line in [list(head), rule, *lines])
+    return "".join(f"| {' | '.join(line)} |\n" for line in [list(head), rule, *lines]) if lines else ""

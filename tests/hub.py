@@ -1,4 +1,4 @@
-"""A local stand-in for the Hugging Face Hub: serves folders as repositories through the endpoints that downloads use."""
+"""A local stand-in for the Hugging Face Hub: serves folders through the endpoints that downloads use."""
 
 import hashlib
 import json
@@ -61,7 +61,6 @@ def listing(folder: Path, path: str) -> object:
     """What the Hub's API says of a repository: its files, as a tree or inside its description."""
     files = [str(file.relative_to(folder)) for file in sorted(folder.rglob("*")) if file.is_file()]
     if "/tree/" in path:
-        return [
-            {"type": "file", "path": name, "size": (folder / name).stat().st_size, "oid": "0" * 40} for name in files
-        ]
+        sizes = {name: (folder / name).stat().st_size for name in files}
+        return [{"type": "file", "path": name, "size": size, "oid": "0" * 40} for name, size in sizes.items()]
     return {"id": "user/name", "sha": COMMIT, "siblings": [{"rfilename": name} for name in files], "private": False}
