@@ -17,13 +17,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from clap.config import PRESETS, ClapError, ModelConfig, TrainConfig
+from clap.config import PRESETS, PROMPT, ClapError, ModelConfig, TrainConfig
 from pipelines.disk import BuildError
 from pipelines.exclude import Exclude, read_ids
 from pipelines.filter import Filter
 from pipelines.sources import SOURCES, Reading, read_card, source
-
-PROMPT = "This is a sound of {}."  # LAION-CLAP's
+from pipelines.text import clean
 
 app = typer.Typer(
     help="Build audio-text datasets that explain every lost row, and train CLAP on them.",
@@ -40,6 +39,7 @@ Model = Annotated[str, typer.Option(help="A run folder, a checkpoint folder or a
 Data = Annotated[list[str], typer.Option(help="A dataset: a folder or a Hub id; may be repeated.")]
 Split = Annotated[str, typer.Option(help="Split of the dataset, or all.")]
 Folds = Annotated[str, typer.Option(help="Only these folds, such as 4 or 1,2.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, or auto.")]
 Prompt = Annotated[str, typer.Option(help="Sentence around each label, with {} where it goes.")]
 
 
@@ -64,7 +64,7 @@ def command(name: str, *configs: type, of: typer.Typer = app) -> Callable[[Calla
             except errors() as error:
                 if os.environ.get("CLAPBOARD_DEBUG"):
                     raise
-                print(f"Error: {error}", file=sys.stderr)
+                print(f"Error: {clean(str(error))}", file=sys.stderr)
                 raise typer.Exit(1) from None
 
         own = [p for p in inspect.signature(function).parameters.values() if p.kind != p.VAR_KEYWORD]
@@ -97,7 +97,11 @@ def fill(config: Any, settings: dict[str, Any]) -> Any:
     for name, value in values.items():
         if get_origin(hints[name]) is tuple:
             items = value.split(",") if isinstance(value, str) else value
-            values[name] = tuple(get_args(hints[name])[0](item.strip()) for item in items if item.strip())
+            kind = get_args(hints[name])[0]
+            try:
+                values[name] = tuple(kind(item.strip()) for item in items if item.strip())
+            except ValueError as error:
+                raise ClapError(f"--{name.replace('_', '-')} {value}: want numbers such as 1,2") from error
     return replace(config, **values)
 
 
@@ -114,7 +118,7 @@ def table(title: str, rows: dict[str, Any]) -> None:
 
     grid = Table("", "", title=title, title_justify="left", show_header=False, box=None)
     for name, value in rows.items():
-        grid.add_row(escape(name), escape(str(value)))
+        grid.add_row(escape(name), escape(clean(str(value))))
     Console().print(grid)
 
 
@@ -123,7 +127,10 @@ def table(title: str, rows: dict[str, Any]) -> None:
 
 @command("sources")
 def sources(as_json: Json = False) -> None:
-    """What can be built: each source, its licence and how to obtain it."""
+    """What can be built: each source, its licence and how to obtain it.
+
+    Example: python cli.py sources
+    """
     cards = {name: read_card(name) for name in SOURCES}
     if as_json:
         print(json.dumps(cards, indent=1))
@@ -139,7 +146,7 @@ def build_dataset(
     out: Annotated[Path, typer.Option(help="Folder of the build; run again to continue.")],
     workers: Annotated[
         int | None,
-        typer.Option(help="Ray workers; 0 works in this process. Default: 0 up to 8 parts, else one a core."),
+        typer.Option(min=0, help="Ray workers; 0 works in this process. Default: 0 up to 8 parts, else one a core."),
     ] = None,
     ray_address: Annotated[str | None, typer.Option(help="Use this Ray cluster; OUT must be shared with it.")] = None,
     part_rows: Annotated[int, typer.Option(min=1, help="Rows of a working part.")] = 256,
@@ -159,7 +166,7 @@ def build_dataset(
         settings["exclude_ids"] = read_ids(Path(settings["exclude_ids"]))
     reading, stages = fill(Reading(), settings), [fill(stage, settings) for stage in STAGES]
     if dry_run:
-        planned = plan(source(name), input, reading=reading, limit=limit)
+        planned = plan(source(name), input, out, reading=reading, limit=limit)
         print(json.dumps(planned)) if as_json else table("Plan", planned)
         return
     report = build(source(name), input, out, reading=reading, stages=stages, workers=workers,
@@ -185,7 +192,7 @@ def show_build(out: Path, report: dict[str, Any], as_json: bool) -> None:
         return
     from pipelines.reasons import explain
 
-    table(f"{out}", {
+    table(clean(str(out)), {
         "rows": report["rows"], "rejected": report["rejected"],
         "kept": f"{report['kept']} ({report['hours']:.2f} hours)",
         **{f"  {reason}": f"{n}  {explain(reason)}" for reason, n in report["rejected_by_reason"].items()},
@@ -227,15 +234,21 @@ def train(
 
 
 @command("retrieval", of=evaluate)
-def retrieval(model: Model, data: Data, split: Split = "test", folds: Folds = "", as_json: Json = False) -> None:
+def retrieval(
+    model: Model,
+    data: Data,
+    split: Split = "test",
+    folds: Folds = "",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
     """Find the clip of a text and the text of a clip: R@1, R@5, R@10, mAP@10, median rank.
 
     Example: python cli.py evaluate retrieval --model RUN --data OUT/dataset --split test
     """
-    from clap import CLAP
     from clap.evaluate import retrieval as measure
 
-    result = measure(CLAP.from_pretrained(model), data, split, numbers(folds))
+    result = measure(load(model, device), data, split, numbers(folds))
     show_retrieval(result, as_json)
 
 
@@ -247,16 +260,16 @@ def zero_shot(
     prompt: Prompt = PROMPT,
     split: Split = "test",
     folds: Folds = "",
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Classify clips by the label whose prompt is nearest, without training on them.
 
     Example: python cli.py evaluate zero-shot --model RUN --data OUT/dataset --split train --folds 4
     """
-    from clap import CLAP
     from clap.evaluate import zero_shot as measure
 
-    result = measure(CLAP.from_pretrained(model), data, names(labels), prompt, split, numbers(folds))
+    result = measure(load(model, device), data, names(labels), prompt, split, numbers(folds))
     if as_json:
         print(json.dumps(result, indent=1))
     else:
@@ -271,21 +284,29 @@ def classify(
     model: Model,
     labels: Annotated[str, typer.Option(help="Labels to choose from, separated by commas.")],
     prompt: Prompt = PROMPT,
+    device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Name the label that fits each sound best.
 
     Example: python cli.py classify bark.wav --model RUN --labels "dog bark,rain,siren"
     """
-    from clap import CLAP
     from clap.evaluate import classify as measure
 
-    found = measure(CLAP.from_pretrained(model), files, names(labels) or [], prompt)
+    found = measure(load(model, device), files, names(labels) or [], prompt)
     if as_json:
         print(json.dumps([{"file": str(f), "labels": each} for f, each in zip(files, found, strict=True)], indent=1))
     else:
         for file, each in zip(files, found, strict=True):
             table(str(file), {label: f"{share:.4f}" for label, share in each.items()})
+
+
+def load(model: str, device: str = "auto") -> Any:
+    """The model of a run, checkpoint or Hub id on a device."""
+    from clap import CLAP
+    from clap.train import choose_device
+
+    return CLAP.from_pretrained(model, choose_device(device))
 
 
 def names(text: str) -> list[str] | None:
@@ -324,7 +345,6 @@ def demo(
 
     Example: python cli.py demo --out demo
     """
-    from clap import CLAP
     from clap import evaluate as measure
     from clap.train import train as run
     from pipelines.build import build_dataset as build
@@ -338,7 +358,7 @@ def demo(
     if report["rejected_by_reason"] != expected_rejections():
         raise BuildError(f"the demo's broken files were rejected as {report['rejected_by_reason']}, which is wrong")
     run(replace(PRESETS["tiny"], epochs=15), str(data), model)
-    clap = CLAP.from_pretrained(model)
+    clap = load(str(model))
     found, guessed = measure.retrieval(clap, str(data)), measure.zero_shot(clap, str(data))
     recall, n = found["text_to_audio"]["R@1"], report["splits"]["test"]
     if as_json:

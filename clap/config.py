@@ -14,6 +14,9 @@ class ConfigError(ClapError):
     """Settings that do not fit together, or that a saved run contradicts."""
 
 
+PROMPT = "This is a sound of {}."  # of LAION-CLAP's zero-shot script
+
+
 def setting(default: Any, help: str) -> Any:
     """A field whose default and help text are written once; the command line makes its flag from it."""
     return field(default=default, metadata={"help": help})
@@ -47,7 +50,7 @@ class ModelConfig:
     text: str = setting("FacebookAI/roberta-base", "text tower: a Hub id, a folder, or scratch (not pretrained)")
     text_pooling: str = setting("pooler", "tokens to one vector: pooler (BERT, RoBERTa) or mean over real tokens")
     text_context: int = setting(77, "longest caption, tokens")
-    text_vocab: int = setting(8192, "scratch tower: most pieces of a tokenizer trained on the captions")
+    text_vocab: int = setting(8192, "scratch tower: most words of a tokenizer trained on the captions")
     text_width: int = setting(256, "scratch tower: width")
     text_layers: int = setting(4, "scratch tower: layers")
     text_heads: int = setting(4, "scratch tower: attention heads")
@@ -69,6 +72,7 @@ class TrainConfig:
     validation_split: str = setting("validation", "split that chooses the best checkpoint, if the data have it")
     validation_folds: tuple[int, ...] = setting((), "only clips of these folds for validation (empty: all)")
     texts: str = setting("captions", "sentences to learn from: captions, generated, or all")
+    word_dropout: float = setting(0.0, "chance of each word of a caption to be left out in training")
     roll: bool = setting(False, "rotate every training clip by a random amount of time")
     targets: str = setting("multi-positive", "multi-positive (equal captions attract) or plain (only the own pair)")
     epochs: int = setting(45, "passes over the data")
@@ -82,7 +86,7 @@ class TrainConfig:
     clip_norm: float = setting(1.0, "longest gradient; longer ones are shortened to it")
     seed: int = setting(0, "seed of the weights, of the order of clips, of crops and captions")
     precision: str = setting("auto", "bf16, fp32, or auto: bf16 on a GPU, fp32 on a CPU")
-    pool: int = setting(2048, "clips that are shuffled together, held in memory compressed")
+    pool: int = setting(2048, "clips that are shuffled together, while compressed")
     log_every: int = setting(50, "steps between lines of metrics.jsonl")
     eval_every: int = setting(0, "steps between evaluations on the validation split (0: once an epoch)")
     save_every: int = setting(0, "steps between checkpoints (0: once an epoch)")
@@ -91,7 +95,7 @@ class TrainConfig:
     device: str = setting("auto", "cpu, cuda, cuda:1, or auto")
 
 
-FREE = frozenset({"keep", "workers", "device"})  # may change when a run continues: they do not move its weights
+FREE = frozenset({"keep", "workers"})  # may change when a run continues: they do not move its weights
 
 
 def check(config: TrainConfig) -> None:
@@ -109,9 +113,19 @@ def check(config: TrainConfig) -> None:
     for name in ("epochs", "batch_size", "pool", "log_every", "keep", "workers"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}: it must be 1 or more")
-    if config.validation_split == config.split and not (
-        config.folds and config.validation_folds and not set(config.folds) & set(config.validation_folds)
-    ):
+    least = {"lr": config.lr, "clip_seconds": config.model.clip_seconds, "clip_norm": config.clip_norm}
+    for name, number in least.items():
+        if not number > 0:
+            raise ConfigError(f"{name} is {number}: it must be more than 0")
+    if config.seed < 0:
+        raise ConfigError(f"seed is {config.seed}: it must be 0 or more")
+    if config.model.text == "scratch" and config.model.text_width % config.model.text_heads:
+        width, heads = config.model.text_width, config.model.text_heads
+        raise ConfigError(f"text_width {width} is no multiple of text_heads {heads}: change one of them")
+    apart = config.folds and config.validation_folds and not set(config.folds) & set(config.validation_folds)
+    asked = config.validation_folds or config.validation_split != TrainConfig.validation_split
+    shared = config.validation_split in (config.split, "all") or (config.split == "all" and asked)
+    if shared and not apart:
         raise ConfigError(
             f"split {config.split!r} would be trained on and validated on: give --folds and "
             "--validation-folds that have none in common, or another --validation-split"
@@ -164,13 +178,21 @@ _SMALL = ModelConfig(
     dim=128,
 )
 _TINY = TrainConfig(
-    model=_SMALL, roll=True, epochs=60, batch_size=16, lr=1e-3, warmup=20, weight_decay=0.01, log_every=15
+    model=_SMALL,
+    word_dropout=0.25,
+    roll=True,
+    epochs=50,
+    batch_size=16,
+    lr=1e-3,
+    warmup=20,
+    weight_decay=0.01,
+    log_every=15,
 )
 _PAPER = TrainConfig(batch_size=2304)  # 24 GPUs x 96 in the paper's scripts
 
 PRESETS: dict[str, TrainConfig] = {
     "tiny": _TINY,
-    "tiny-htsat": replace(_TINY, model=replace(_SMALL, audio="htsat"), epochs=120),
+    "tiny-htsat": replace(_TINY, model=replace(_SMALL, audio="htsat"), epochs=60),
     "paper-htsat-roberta": _PAPER,
     "paper-pann": replace(_PAPER, model=replace(_PAPER.model, audio="pann"), warmup=500),
 }

@@ -58,8 +58,8 @@ class Dataset:
         return f"{shard}, row {self.offset[row]} of row group {group} ({self.rows['id'][row]})"
 
     def fingerprint(self) -> str:
-        """Hash of ids and captions in order: two datasets with the same one train alike."""
-        hashed = sha256()
+        """Hash of ids, captions and their layout in row groups, which orders batches; not of the audio."""
+        hashed = sha256(self.group.tobytes() + self.offset.tobytes())
         for batch in self.rows.select(["id", "captions", "generated"]).to_batches(max_chunksize=10_000):
             hashed.update(repr(batch.to_pylist()).encode())
         return hashed.hexdigest()[:16]
@@ -95,7 +95,10 @@ def open_split(names: str | Sequence[str], split: str, folds: Sequence[int], sam
     )
     if not len(found):
         raise DataError(f"no clip of split {split!r} in {found.name} is of folds {list(folds)}: check --folds")
-    decode(read_group(*found.groups[found.group[0]])[found.offset[0]], sample_rate, 1, found.where(0))
+    shards = [groups[index][0] for index in found.group]
+    for row in range(len(found)):
+        if row == 0 or shards[row] != shards[row - 1]:  # the first clip of every shard
+            decode(read_group(*groups[found.group[row]])[found.offset[row]], sample_rate, 1, found.where(row))
     return found
 
 
@@ -131,10 +134,12 @@ def _shards(folder: Path, split: str) -> list[Path]:
             f"{folder} has no split {split!r}: "
             + (f"it has {known}" if known else "it has no shards in data/; give the folder build-dataset made")
         )
-    expected = {match["split"]: int(match["total"]) for match in wanted}
-    if len(wanted) != sum(expected.values()):
-        total = sum(expected.values())
-        raise DataError(f"{folder}/data has {len(wanted)} shards of {split}, by their names {total}: get the others")
+    there = {match.string for match in wanted}
+    totals = {(match["split"], match["total"]) for match in wanted}
+    expected = {f"{split}-{i:05d}-of-{total}.parquet" for split, total in totals for i in range(int(total))}
+    if there != expected or len(totals) != len(dict(totals)):
+        odd = ", ".join(sorted(expected - there)) or "shards of two builds"
+        raise DataError(f"{folder}/data is not whole or not of one build ({odd}): build or copy it again")
     return [folder / "data" / match.string for match in wanted]
 
 
@@ -149,9 +154,11 @@ def _read_rows(shard: Path, sample_rate: int) -> tuple["pa.Table", list[int]]:
     except pa.ArrowInvalid as error:
         raise DataError(f"{shard} is no whole Parquet file: build or copy it again") from error
     schema = file.schema_arrow
+    audio = pa.struct({"bytes": pa.binary(), "path": pa.string()})
     missing = {"id", "audio", "captions"} - set(schema.names)
-    if missing or not pa.types.is_struct(schema.field("audio").type):
-        lacks = ", ".join(sorted(missing)) or "audio as a struct of bytes"
+    wrong = [name for name, kind in {**_small(), "audio": audio}.items() if not fits(schema, name, kind)]
+    if missing or wrong:
+        lacks = ", ".join(sorted(missing)) or f"{', '.join(wrong)} of the published type"
         raise DataError(f"{shard} lacks {lacks}: build it with build-dataset")
     table = file.read(columns=[name for name in _small() if name in schema.names])
     for name, kind in _small().items():
@@ -164,6 +171,18 @@ def _read_rows(shard: Path, sample_rate: int) -> tuple["pa.Table", list[int]]:
         raise DataError(f"{shard}, row {bare} ({clip}) has no caption: leave such clips out of the dataset")
     sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
     return table.select(list(_small())).cast(pa.schema(_small())), sizes
+
+
+def fits(schema: "pa.Schema", name: str, kind: "pa.DataType") -> bool:
+    """Whether a column is absent or as it is published (integers and lists of text by any width)."""
+    import pyarrow as pa
+
+    if name not in schema.names:
+        return True
+    here = schema.field(name).type
+    if pa.types.is_list(kind):
+        return pa.types.is_list(here) or pa.types.is_large_list(here)
+    return pa.types.is_integer(here) if kind == pa.int32() else here == kind or pa.types.is_large_string(here)
 
 
 def _small() -> dict[str, "pa.DataType"]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from clap.config import TrainConfig
 from clap.data import DataError, Dataset, decode, read_group
-from clap.text import clean, tokenize
+from clap.text import clean, drop_words, tokenize
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,7 +54,8 @@ class Pair:
 
     id: str
     waveform: np.ndarray  # (n_samples,) int16
-    caption: str
+    caption: str  # as published
+    said: str  # as the model reads it
 
 
 @dataclass(frozen=True)
@@ -119,15 +120,16 @@ class Loader:
         rng = np.random.default_rng([self.config.seed, epoch, row])
         captions = self.data.captions(row, self.config.texts)
         caption = captions[rng.integers(len(captions))]
+        said = drop_words(caption, self.config.word_dropout, rng)
         model = self.config.model
         waveform = decode(flac, model.sample_rate, model.n_samples, self.data.where(row), rng)
         if self.config.roll:
             waveform = np.roll(waveform, rng.integers(len(waveform)))
-        return Pair(self.data.rows["id"][row].as_py(), waveform, caption)
+        return Pair(self.data.rows["id"][row].as_py(), waveform, caption, said)
 
     def _collate(self, tasks: list[Future[Pair]]) -> Batch:
         pairs = [task.result() for task in tasks]
-        said = [pair.caption for pair in pairs]
+        said = [pair.said for pair in pairs]
         return Batch(
             torch.from_numpy(np.stack([pair.waveform for pair in pairs])),
             *tokenize(self.tokenizer, said, self.config.model.text_context),

@@ -114,9 +114,9 @@ class CLAP(nn.Module):
     ) -> np.ndarray:
         """(n, dim) float32, L2-normalised, of files or of arrays at `sample_rate` Hz.
 
-        An array is (samples,) or (channels, samples), float in [-1, 1] or int16. Channels are averaged; of a
-        longer clip the centre is taken, a shorter one is repeated. Raises DataError for a clip that is empty,
-        not finite or does not decode. The result depends on neither batch size nor neighbours.
+        One array is (samples,); in a list, also (channels, samples); float in [-1, 1] or int16. Channels are
+        averaged; of a longer clip the centre is taken, a shorter one is repeated. Raises DataError for a clip
+        that is empty, not finite or does not decode. The result depends on neither batch size nor neighbours.
         """
         clips: Any = files_or_arrays
         if isinstance(clips, str | Path) or getattr(clips, "ndim", 2) == 1:
@@ -212,7 +212,8 @@ def locate(path_or_id: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(path_or_id)))
+        files = ["config.json", "model.safetensors", "text/*"]
+        return Path(snapshot_download(str(path_or_id), allow_patterns=files))
     except (OSError, ValueError) as error:
         raise ModelError(f"{path_or_id} is no folder here, and the Hub did not give it: {error}") from error
 
@@ -221,6 +222,8 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
     """(channels, samples) float32 and the rate of a file that libsndfile opens."""
     import soundfile
 
+    if not Path(path).is_file():
+        raise DataError(f"{path} is not a file: give the path of a sound")
     try:
         waveform, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
@@ -230,6 +233,8 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
 
 def mono(waveform: np.ndarray) -> np.ndarray:
     """(channels, samples) or (samples,), float or int16 > (samples,) float32, the mean of the channels."""
+    if waveform.ndim > 2 or (waveform.ndim == 2 and len(waveform) > waveform.shape[1] > 0):
+        raise DataError(f"an array of shape {waveform.shape}: give (samples,) or (channels, samples)")
     if waveform.dtype == np.int16:
         waveform = waveform / np.float32(32768)
     return np.ascontiguousarray(np.atleast_2d(waveform).mean(axis=0), dtype=np.float32)

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,16 @@ class TextError(ClapError):
 def clean(caption: str) -> str:
     """What two captions are compared by: lower case, single spaces, no full stop at the end."""
     return " ".join(caption.lower().split()).rstrip(" .!")
+
+
+def drop_words(caption: str, rate: float, rng: np.random.Generator) -> str:
+    """Leave out each word with probability `rate`, but never all (Iyyer et al. 2015, section 3.2).
+
+    A small tower from scratch has read its captions in one wording only; this lets it understand another one, such
+    as the prompt around a label.
+    """
+    words = caption.split()
+    return " ".join(word for word in words if rng.random() >= rate) or caption
 
 
 class TextTower(nn.Module):
@@ -99,7 +110,7 @@ def pretrained(name: str) -> tuple[Any, Any]:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModel.from_pretrained(name, use_safetensors=True)
+        model = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32)
     except (OSError, ValueError) as error:
         raise TextError(
             f"no text tower {name!r}: it is no folder of a transformers model, and the Hugging Face Hub did "
@@ -119,8 +130,7 @@ def load(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    with torch.random.fork_rng(devices=[]):  # weights that are overwritten must not move the run's sequence
-        model = AutoModel.from_config(config)
+    model = AutoModel.from_config(config, dtype=torch.float32)
     return _encoder(model), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 

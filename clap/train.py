@@ -43,9 +43,9 @@ class State:
 def train(config: TrainConfig, data: str | Sequence[str], out: str | Path) -> dict[str, float]:
     """Train on datasets (folders or Hub ids) into the run folder `out`; return its latest metrics.
 
-    A folder that holds a run continues it, with the same batches and weights as an uninterrupted one. Raises
-    ConfigError for other settings or data than that run's, DataError, TrainError for a loss that is not
-    finite, and KeyboardInterrupt, after saving a checkpoint, on SIGINT or SIGTERM.
+    A folder that holds a run continues it, with the same batches and, on a CPU, the same weights as an
+    uninterrupted one. Raises ConfigError for other settings or data than that run's, DataError, TrainError for a
+    loss that is not finite, and KeyboardInterrupt, after saving a checkpoint, on SIGINT or SIGTERM.
     """
     check(config)
     names, run = [data] if isinstance(data, str) else list(data), Path(out)
@@ -54,9 +54,11 @@ def train(config: TrainConfig, data: str | Sequence[str], out: str | Path) -> di
             raise TrainError(f"another process trains in {run}: wait for it, or give another --out")
         clips = open_split(names, config.split, config.folds, config.model.sample_rate)
         held_out = validation(config, names)
-        remember(run, config, names, clips)
         device = choose_device(config.device)
+        remember(run, config, names, clips, held_out, device)
         state = restore(run, config, device) or create(config, clips, device)
+        if state.step:
+            point(state, run, config.keep, held_out is not None)  # a kill may have come before the links
         loader = Loader(clips, state.model.tokenizer, config)
         with Log(run, state.step, config.epochs * len(loader)) as log:
             if held_out is None:
@@ -84,9 +86,10 @@ def loop(state: State, config: TrainConfig, loader: Loader, held_out: Dataset | 
                 log.write(state.step, summary(state, lr, norm.item(), len(loader), log.rate))
             if held_out is not None and (state.step % eval_every == 0 or last):
                 better = evaluate(state, held_out, log)
-            if state.step % save_every == 0 or last or better or stopped():
+            stop = stopped()
+            if state.step % save_every == 0 or last or better or stop:
                 save(state, run, config.keep, held_out is not None)
-            if stopped() and not last:
+            if stop and not last:
                 raise KeyboardInterrupt(f"stopped and saved at step {state.step}: the same command goes on")
 
 
@@ -187,6 +190,11 @@ def save(state: State, run: Path, keep: int, validated: bool) -> None:
         torch.save({"state": own, "optimizer": state.optimizer.state_dict(), "random": random}, folder / "trainer.pt")
 
     checkpoint.write(run, state.step, fill)
+    point(state, run, keep, validated)
+
+
+def point(state: State, run: Path, keep: int, validated: bool) -> None:
+    """Let last and best name their checkpoints and delete old ones."""
     checkpoint.link(run, "last", state.step)
     checkpoint.link(run, "best", state.best_step if validated and state.best_step else state.step)
     checkpoint.prune(run, keep)
@@ -207,14 +215,17 @@ def restore(run: Path, config: TrainConfig, device: torch.device) -> State | Non
     return state
 
 
-def remember(run: Path, config: TrainConfig, names: list[str], clips: Dataset) -> None:
+def remember(
+    run: Path, config: TrainConfig, names: list[str], clips: Dataset, held_out: Dataset | None, device: torch.device
+) -> None:
     """Write RUN/config.json, or, once the run has a checkpoint, raise ConfigError unless it says the same."""
     path = run / "config.json"
     now: dict[str, Any] = {
         "train": to_dict(config),
         "data": names,
         "rows": len(clips),
-        "fingerprint": clips.fingerprint(),
+        "fingerprint": clips.fingerprint() + (held_out.fingerprint() if held_out else ""),
+        "device": device.type,
     }
     if checkpoint.newest(run) is None:
         return checkpoint.write_text(path, json.dumps(now, indent=2) + "\n")
@@ -224,6 +235,11 @@ def remember(run: Path, config: TrainConfig, names: list[str], clips: Dataset) -
     if changed:
         what = ", ".join(f"{key} was {before.get(key)}, is now {after[key]}" for key in changed)
         raise ConfigError(f"{run} holds a run with other settings ({what}): repeat them, or give another --out")
+    if old["device"] != now["device"]:
+        raise ConfigError(
+            f"{run} was begun on {old['device']}, this is {now['device']}, where numbers differ: "
+            f"give --device {old['device']}, or another --out"
+        )
     if old["fingerprint"] != now["fingerprint"]:
         raise ConfigError(
             f"{run} holds a run on other data ({old['rows']} clips of {', '.join(old['data'])}; now "
@@ -239,8 +255,11 @@ def flat(settings: dict[str, Any]) -> dict[str, Any]:
 
 def validation(config: TrainConfig, names: list[str]) -> Dataset | None:
     """The validation clips of those datasets that have such a split; None where none has."""
-    having = [name for name in names if config.validation_split in splits(name)]
-    if not having or config.split == "all":
+    having = [name for name in names if config.validation_split in (*splits(name), "all")]
+    asked = config.validation_folds or config.validation_split != TrainConfig.validation_split
+    if asked and not having:
+        raise ConfigError(f"no dataset has a split {config.validation_split!r} to validate on: see --validation-split")
+    if not having or (config.split == "all" and not asked):
         return None
     return open_split(having, config.validation_split, config.validation_folds, config.model.sample_rate)
 
@@ -251,7 +270,10 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"device is {name!r}, but torch sees no GPU: use --device cpu or auto")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}: use cpu, cuda, cuda:1 or auto") from error
 
 
 @contextmanager

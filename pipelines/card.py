@@ -2,6 +2,7 @@
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from pipelines.clip import Clip, read_clips
 from pipelines.disk import atomic, write_text
 from pipelines.reasons import explain
+from pipelines.report import counts
 from pipelines.run import part_path
 from pipelines.sources import Source
 
@@ -21,13 +23,17 @@ SIZES = (
 )
 
 
-def write_attribution(out: Path, build: Path, stage: str, parts: int) -> None:
-    """OUT/dataset/ATTRIBUTION.csv: a line for every published clip."""
-    with atomic(out / "dataset" / "ATTRIBUTION.csv") as temporary, temporary.open("w", newline="") as handle:
+def write_attribution(out: Path, build: Path, stage: str, parts: int) -> dict[str, int]:
+    """OUT/dataset/ATTRIBUTION.csv: a line for every published clip. Returns the clips by licence."""
+    licenses: Counter[str] = Counter()
+    path = out / "dataset" / "ATTRIBUTION.csv"
+    with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
         writer.writerow(["id", "title", "author", "url", "license"])
         for clip in kept(build, stage, parts):
             writer.writerow([clip.id, clip.title, clip.author, clip.url, clip.license])
+            licenses[clip.license or "not stated"] += 1
+    return counts(licenses.elements())
 
 
 def kept(build: Path, stage: str, parts: int) -> Iterator[Clip]:
@@ -36,11 +42,10 @@ def kept(build: Path, stage: str, parts: int) -> Iterator[Clip]:
         yield from (clip for clip in read_clips(part_path(build, stage, part)) if not clip.reason)
 
 
-def write_card(out: Path, source: Source, report: dict[str, Any]) -> None:
+def write_card(out: Path, source: Source, report: dict[str, Any], licenses: dict[str, int]) -> None:
     """OUT/dataset/README.md, written last: a dataset with a card is complete."""
     import yaml
 
-    licenses = license_counts(out)
     front = {
         "pretty_name": f"{source.card['title']} ({report['kept']} clips)",
         "license": "other",
@@ -83,14 +88,6 @@ As published by the source; who made each clip stands in `ATTRIBUTION.csv`.
 
 {table(("licence", "clips"), licenses.items())}"""
     write_text(out / "dataset" / "README.md", text.rstrip() + "\n")
-
-
-def license_counts(out: Path) -> dict[str, int]:
-    """Clips by licence as published, most frequent first."""
-    from pipelines.report import counts
-
-    with (out / "dataset" / "ATTRIBUTION.csv").open(newline="") as handle:
-        return counts(row["license"] or "not stated" for row in csv.DictReader(handle))
 
 
 def table(head: tuple[str, ...], rows: Any) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 RATES = range(1_000, 1_000_000)  # Hz; a header that claims another would make the resampler explode
 MOST_CHANNELS = 64
 LIBAV_FORMATS = "aac,ac3,aiff,amr,ape,asf,avi,caf,flac,flv,matroska,webm,mov,mp3,mpeg,mpegts,ogg,tta,wav,wv"
-ESTIMATED = ("mp3", "aac", "ac3", "amr", "mpeg", "mpegts")  # containers that do not state their length
+ESTIMATED = ("mp3", "aac", "ac3", "amr", "mpeg", "mpegts")  # libav guesses how long these are
 MAGIC = (b"RIFF", b"RIFX", b"RF64", b"riff", b"FORM", b"fLaC", b"OggS", b"ID3", b"\xff\xfb", b"\xff\xf3",
          b"\xff\xf1", b"\xff\xf9", b"\x1aE\xdf\xa3", b"caff", b".snd", b"#!AMR", b"0&\xb2u", b"wvpk")  # fmt: skip
 
@@ -47,18 +47,19 @@ def open_audio(path: Path) -> Iterator[Stream]:
     """Open a recording with the first library that knows it; raises Rejected for what is not audio."""
     import soundfile
 
-    with readable(), path.open("rb") as handle:
-        head = handle.read(12)
+    with readable():
+        file = Patient(path)
+        head = file.read(12)
     try:
         sound = soundfile.SoundFile(bytes(path))
-    except soundfile.LibsndfileError:
+    except (soundfile.LibsndfileError, TypeError):  # TypeError: a file named .raw, which has no header
         sound = None
     if sound is None or sound.format == "MP3":
-        with Patient(path) as file, open_libav(file, known=knows(head)) as stream:
+        with file, open_libav(file, known=knows(head)) as stream:
             yield credible(stream)
         return
-    with sound:
-        declared = declared_by_chunk(path, sound.channels, sound.subtype) or sound.frames
+    with file, sound:
+        declared = declared_by_chunk(file, sound.channels, sound.subtype) or sound.frames
         yield credible(Stream(sound.samplerate, sound.channels, declared, sndfile_blocks(sound)))
 
 
@@ -85,14 +86,15 @@ def sndfile_blocks(sound: "soundfile.SoundFile") -> Iterator["np.ndarray"]:
         raise Rejected("undecodable", str(error)) from error
 
 
-def declared_by_chunk(path: Path, channels: int, subtype: str) -> int | None:
+def declared_by_chunk(handle: FileIO, channels: int, subtype: str) -> int | None:
     """Frames that the data chunk of a PCM WAV or AIFF claims; None for other formats.
 
     libsndfile silently shortens the claim to what is there. A stream written by a program that could not seek
     back (both sizes 0 or 0xFFFFFFFF) claims nothing.
     """
     width = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}.get(subtype)
-    with path.open("rb") as handle:
+    with readable():
+        handle.seek(0)
         form, whole = handle.read(4), handle.read(4)
         order = {b"RIFF": "<I", b"RIFX": ">I", b"FORM": ">I"}.get(form)
         if order is None or width is None:
@@ -124,6 +126,7 @@ def open_libav(handle: FileIO, known: bool) -> Iterator[Stream]:
     """Open through libav; raises Rejected "not-audio", or "undecodable" if the container is a known one."""
     import av
 
+    handle.seek(0)
     safe = {"format_whitelist": LIBAV_FORMATS, "protocol_whitelist": ""}
     with readable():
         try:
@@ -134,41 +137,48 @@ def open_libav(handle: FileIO, known: bool) -> Iterator[Stream]:
         if not container.streams.audio:
             raise Rejected("not-audio", f"a {container.format.name} file without an audio stream")
         track = container.streams.audio[0]
-        sure = container.format.name not in ESTIMATED or tagged(handle)
+        if track.codec_context is None:
+            raise Rejected("undecodable", "libav has no decoder for its codec")
+        sure = container.format.name not in ESTIMATED
         seconds = float(track.duration * track.time_base) if sure and track.duration and track.time_base else 0
         rate, channels = track.rate or 0, track.channels or 0
         yield Stream(rate, channels, round(seconds * rate) or None, libav_blocks(container, rate))
 
 
-def tagged(handle: FileIO) -> bool:
-    """Whether an MP3 says how many frames it has; else libav guesses from the bit rate of the first one."""
-    place = handle.tell()
-    handle.seek(0)
-    start = handle.read(2**16)
-    handle.seek(place)
-    return any(tag in start for tag in (b"Xing", b"Info", b"VBRI"))
-
-
 def libav_blocks(container: "av.container.InputContainer", rate: int) -> Iterator["np.ndarray"]:
-    """Blocks of one second from libav; its errors become Rejected."""
+    """Blocks of one second from libav. Packets that do not decode are passed over, as its own player does.
+
+    Raises Rejected if none does.
+    """
     import av
 
     fifo, same = av.AudioFifo(), av.AudioResampler(format="flt", rate=rate)
-    try:
-        for packet in container.demux(audio=0):
-            for frame in packet.decode():
-                for piece in same.resample(frame):
-                    piece.pts = None
-                    fifo.write(piece)
-                while block := fifo.read(rate):
-                    yield interleaved(block)
-        for piece in same.resample(None):
+    trouble, decoded = "", False
+
+    def take(pieces: "list[av.AudioFrame]") -> None:
+        for piece in pieces:
             piece.pts = None
             fifo.write(piece)
+
+    try:
+        for packet in container.demux(audio=0):
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError as error:
+                trouble = error.strerror or "invalid data"
+                continue
+            for frame in frames:
+                decoded = True
+                take(same.resample(frame))
+            while block := fifo.read(rate):
+                yield interleaved(block)
+        take(same.resample(None) if decoded else [])
         while block := fifo.read(rate, partial=True):
             yield interleaved(block)
     except (av.FFmpegError, ValueError) as error:
         raise Rejected("undecodable", getattr(error, "strerror", str(error))) from error
+    if trouble and not decoded:
+        raise Rejected("undecodable", trouble)
 
 
 def interleaved(frame: "av.AudioFrame") -> "np.ndarray":

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,19 +43,31 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process and sweep what killed ones left beside it; BuildError if it is held."""
+    """Hold a build folder for this process and sweep what killed ones left; BuildError if it is held."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BuildError(f"another build is at work in {folder}: wait for it, or stop it first") from None
-        sweep(folder.parent)
+        sweep(folder)
         yield
-        sweep(folder.parent)
+        sweep(folder)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed."""
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+def remove(folder: Path) -> None:
+    """Remove a folder so that a kill leaves all of it or nothing under its name."""
+    if folder.exists():
+        hidden = folder.with_name(f".{folder.name}.tmp")
+        folder.rename(hidden)
+        shutil.rmtree(hidden)
+
+
+def sweep(build: Path) -> None:
+    """Remove what killed processes left: in the build folder, beside it, and in the dataset beside it."""
+    dataset = build.parent / "dataset"
+    for leftover in [*build.rglob(".*.tmp"), *build.parent.glob(".*.tmp"), *dataset.rglob(".*.tmp")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)

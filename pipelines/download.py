@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
-from urllib.parse import quote_from_bytes, unquote_to_bytes, urlsplit
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from pipelines.clip import Clip, Rejected
 
@@ -27,8 +27,8 @@ class Download:
     def __call__(self, clips: Iterable[Clip]) -> Iterator[Clip]:
         for clip in clips:
             try:
-                path = local_path(clip.location)
-                yield replace(clip, sha256=digest(path), size=path.stat().st_size)
+                sha256, size = digest(local_path(clip.location))
+                yield replace(clip, sha256=sha256, size=size)
             except Rejected as why:
                 yield clip.reject("download", why.reason, why.detail)
 
@@ -40,17 +40,17 @@ def to_location(path: Path) -> str:
 
 def local_path(location: str) -> Path:
     """The file behind a file:// location; raises Rejected for any other kind."""
-    if not location.startswith("file://"):
-        scheme = urlsplit(location).scheme if location else ""
-        raise Rejected("unsupported-url", f"cannot read {scheme or 'an empty address'}: only local files yet")
+    if not location.startswith("file:///"):
+        scheme = location.partition("://")[0] if location else "an empty address"
+        raise Rejected("unsupported-url", f"cannot read {scheme}: only local files yet")
     name = unquote_to_bytes(location.removeprefix("file://"))
     if b"\0" in name:
         raise Rejected("missing-file", "a NUL in the name")
     return Path(os.fsdecode(name))
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a regular file's bytes, in hex; raises Rejected if it is missing, empty or not a file."""
+def digest(path: Path) -> tuple[str, int]:
+    """SHA-256 in hex and length of a regular file's bytes; raises Rejected if it is missing, empty or not a file."""
     with readable():
         facts = path.stat()
         if not stat.S_ISREG(facts.st_mode):  # opening a pipe would wait for ever
@@ -58,7 +58,7 @@ def digest(path: Path) -> str:
         if facts.st_size == 0:
             raise Rejected("empty", "0 bytes")
         with path.open("rb") as handle:
-            return hashlib.file_digest(handle, "sha256").hexdigest()
+            return hashlib.file_digest(handle, "sha256").hexdigest(), facts.st_size
 
 
 @contextmanager

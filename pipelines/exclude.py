@@ -1,5 +1,6 @@
 """Reject what must not be used, on licences and ids, before a byte is fetched."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import ClassVar
 from pipelines.clip import Clip
 from pipelines.disk import BuildError
 from pipelines.setting import setting
+from pipelines.text import clean
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Exclude:
             native = clip.id.removeprefix(f"{clip.source}/")
             if allowed and clip.license.casefold() not in allowed:
                 yield clip.reject("exclude", "license", clip.license or "no licence given")
-            elif native in excluded:
+            elif native in excluded or re.sub(r"#\d+$", "", native) in excluded:
                 yield clip.reject("exclude", "evaluation-overlap", f"id {native} is on the list")
             else:
                 yield clip
@@ -35,7 +37,7 @@ class Exclude:
 def read_ids(path: Path) -> tuple[str, ...]:
     """The ids of a list, sorted; empty lines and lines that start with # do not count."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BuildError(f"cannot read the list of ids {path}: {error}") from error
-    return tuple(sorted({line.strip() for line in lines if line.strip() and not line.startswith("#")}))
+    return tuple(sorted({clean(line) for line in lines if line.strip() and not line.startswith("#")}))

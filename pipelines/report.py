@@ -56,7 +56,8 @@ def latest(build: Path, columns: list[str]) -> "pa.Table":
     for first in sorted((build / "manifest").glob("part-*.parquet")):
         part = int(first.stem.removeprefix("part-"))
         paths = [part_path(build, stage, part) for stage in reversed(stages)]
-        tables.append(pq.read_table(next(path for path in paths if path.exists()), columns=columns))
+        path = next((path for path in paths if path.exists()), first)
+        tables.append(pq.read_table(path, columns=columns))
     return pa.concat_tables(tables)
 
 
@@ -72,7 +73,7 @@ def write_report(out: Path) -> dict[str, Any]:
     if report["rows"] != promised or report["kept"] != shards:
         raise BuildError(
             f"{promised} rows came in, but {report['kept']} are kept, {report['rejected']} rejected and {shards} "
-            f"published in {out}: delete its build folder and run again"
+            f"published in {out}: delete its folders build and dataset, and run again"
         )
     table = latest(out / "build", list(FATE))
     table = table.filter(pc.not_equal(table["reason"], ""))

@@ -20,6 +20,7 @@ from pipelines.facts import PRINT_RATE, PRINT_SECONDS, Meter, fingerprint
 
 COMPLETE = 0.95  # share of the declared frames that must decode
 LONGEST = 24 * 3600  # s; a small file can hold years of silence
+LOUDEST = 1e4  # times full scale
 CANCELLED = 1e-3  # mono peak over source peak, under which the channels cancel out
 
 
@@ -72,8 +73,8 @@ def measured(stream: Stream, meter: Meter) -> Iterator[np.ndarray]:
             trouble, block = why, None
         if block is None:
             break
-        if not np.isfinite(block).all():
-            raise Rejected("undecodable", "samples that are not numbers")
+        if not np.abs(block).max() < LOUDEST:  # true of NaN too
+            raise Rejected("undecodable", "samples that are not numbers, or far beyond full scale")
         mono = block[:, 0] if block.shape[1] == 1 else mix(block)
         meter.add(block, mono)
         if meter.frames > LONGEST * stream.sample_rate:
@@ -130,6 +131,8 @@ def encode(blocks: Iterator[np.ndarray], path: Path, head: list[np.ndarray]) -> 
                     whole = len(rest) // step * step
                     head.append(rest[:whole].reshape(-1, step).mean(1))
                     rest = rest[whole:]
+        if frames == 0:
+            raise Rejected("empty", "no frames at 48 kHz")
         complete = soundfile.info(path).frames == frames
     except soundfile.LibsndfileError as error:
         raise BuildError(f"cannot write audio beside {path.parent}: {error}: is the disk full?") from error

@@ -137,13 +137,15 @@ def blame_part(build: Path, stages: list[Stage], part: int, deaths: int) -> None
     """
     journals = [part_path(build, name_of(stage), part).with_suffix(".journal") for stage in stages if stage.packs]
     noted = {path: path.read_bytes() for path in journals if path.exists()}
-    if not noted and deaths >= DEATHS:
-        raise BuildError(f"a worker died {deaths} times on part {part} of {build}: is the memory exhausted?")
+    explained = False
     for path, lines in noted.items():
         if last := re.search(rb"row \d+\n\Z", lines):
             lost = lines.count(last[0] + b"lost\n") + 1
             with path.open("ab") as handle:
                 handle.write(b"lost\n" if lost < DEATHS else b"Fatal to %d workers\n" % lost)
+        explained |= bool(lines) and not lines.endswith(b"lost\n")
+    if not explained and deaths >= DEATHS:
+        raise BuildError(f"a worker died {deaths} times on part {part} of {build}: is the memory exhausted?")
 
 
 @contextmanager
@@ -157,10 +159,11 @@ def engine(workers: int = 0, address: str | None = None) -> Iterator[Callable[..
     if not workers and not address:
         yield lambda task, items, died=None: map(task, items)
         return
+    ours = not ("ray" in sys.modules and sys.modules["ray"].is_initialized())
     try:
         yield partial(run_on_ray, workers=workers, address=address)
     finally:
-        if "ray" in sys.modules:
+        if ours and "ray" in sys.modules:
             sys.modules["ray"].shutdown()
 
 
@@ -190,14 +193,21 @@ def run_on_ray(
         ended = flying.pop(done)
         try:
             yield ray.get(done)
-        except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        except (
+            ray.exceptions.WorkerCrashedError,
+            ray.exceptions.OutOfMemoryError,
+            ray.exceptions.NodeDiedError,
+        ) as error:
             deaths[ended] += 1
-            if died is None:
-                raise BuildError(f"a Ray worker died on {ended}: is the memory exhausted?") from error
-            died(ended, deaths[ended])
+            if died is not None:
+                died(ended, deaths[ended])
+            elif deaths[ended] >= DEATHS:
+                raise BuildError(f"Ray workers died {DEATHS} times on {ended}: is the memory exhausted?") from error
             flying[remote.remote(ended)] = ended
         except ray.exceptions.RayTaskError as error:
             raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise BuildError(f"Ray failed: {error}: run the same command again to continue") from error
 
 
 def start_ray(workers: int, address: str | None) -> Any:

@@ -6,7 +6,7 @@ goes on with the next one.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -36,7 +36,7 @@ class Shard:
 
     name: str
     stage: str
-    rows: tuple[tuple[int, int], ...]
+    rows: tuple[tuple[int, int], ...] = field(repr=False)
 
 
 def plan_shards(build: Path, dataset: Path, stage: str, parts: int) -> list[Shard]:

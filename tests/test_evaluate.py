@@ -86,3 +86,12 @@ def test_clips_without_labels_cannot_be_classified(model, tmp_path):
     rows[1]["labels"] = []
     with pytest.raises(DataError, match="clips without labels"):
         zero_shot(model, pairs.write(tmp_path, rows), split="train")
+
+
+def test_labels_that_the_model_cannot_tell_apart_are_refused(model, tmp_path):
+    import soundfile
+
+    soundfile.write(tmp_path / "a.wav", np.ones(48_000) / 2, 48_000)
+    for labels in (["zebra", "giraffe"], ["buzz", "buzz"], []):
+        with pytest.raises(DataError):
+            classify(model, [tmp_path / "a.wav"], labels)

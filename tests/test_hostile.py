@@ -31,10 +31,11 @@ def test_each_broken_file_costs_its_own_row_only(tmp_path):
 
 def test_no_control_character_reaches_ids_captions_or_the_terminal(tmp_path):
     write(tmp_path / "in" / "red\x1b[31m\x07.wav")
-    done = cli("build-dataset", "folder", "--input", tmp_path / "in", "--out", tmp_path / "out")
+    done = cli("build-dataset", "folder", "--input", tmp_path / "\x1b[31mgone", "--out", tmp_path / "out", check=False)
+    assert done.returncode == 1 and "\x1b" not in done.stderr
+    cli("build-dataset", "folder", "--input", tmp_path / "in", "--out", tmp_path / "out")
     row = pq.read_table(tmp_path / "out/dataset/data").select(["id", "captions"]).to_pylist()[0]
     assert row == {"id": "folder/red%1B[31m%07.wav", "captions": ["red [31m"]}
-    assert "\x1b[31m" not in done.stdout + done.stderr
 
 
 def rejected(tmp_path: Path, *flags: str) -> list[tuple[str, str]]:
@@ -135,3 +136,89 @@ def test_a_full_disk_ends_the_build_and_running_again_continues(tmp_path):
         subprocess.run(["umount", disk], check=True)
     report = json.loads(cli(*build, tmp_path / "out", "--json").stdout)
     assert (report["kept"], report["rejected"]) == (12, 0)
+
+
+def test_a_few_frames_at_a_high_rate_are_empty_and_not_a_full_disk(tmp_path):
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in/one frame.wav", tone()[:1], 192_000)
+    assert rejected(tmp_path) == [("empty", "resample")]
+
+
+def test_samples_far_beyond_full_scale_are_undecodable(tmp_path):
+    (tmp_path / "in").mkdir()
+    soundfile.write(tmp_path / "in/huge.wav", tone() * 1e30, 16_000, subtype="FLOAT")
+    assert rejected(tmp_path) == [("undecodable", "resample")]
+
+
+@pytest.mark.slow
+def test_whatever_bytes_are_flipped_a_file_is_kept_or_rejected(tmp_path):
+    random = np.random.default_rng(0)
+    for suffix in ("wav", "flac", "ogg", "mp3", "aiff", "caf", "w64"):
+        whole = np.frombuffer(write(tmp_path / f"whole.{suffix}", 0.3).read_bytes(), np.uint8)
+        for number in range(40):
+            broken = whole.copy()
+            where = random.integers(0, min(len(broken), (64, len(broken))[number % 2]), 3)
+            broken[where] = random.integers(0, 256, 3)
+            path = tmp_path / f"in/word {number}.{suffix}"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(broken.tobytes())
+    done = cli("build-dataset", "folder", "--input", tmp_path / "in", "--out", tmp_path / "out", "--json")
+    report = json.loads(done.stdout)
+    assert report["rows"] == 280 == report["kept"] + report["rejected"]
+
+
+ODD_ROWS = {
+    "an address that is none": ("http://[bad/a.wav", "", "", "unsupported-url"),
+    "a byte that is not UTF-8": ("https://e.org/caf\udce9.wav", "", "", "unsupported-url"),
+    "a file address without a root": ("file://in/good.wav", "", "", "unsupported-url"),
+    "a fold beyond numbers": ("good.wav", "9" * 400, "", ""),
+    "a split beyond names": ("good.wav", "", "s" * 300, ""),
+    "a split named all": ("good.wav", "", "all", ""),
+    "a file named raw": ("good.raw", "", "", "not-audio"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_ROWS)
+def test_an_odd_row_costs_nothing_but_itself(tmp_path, name):
+    path, fold, split, reason = ODD_ROWS[name]
+    write(tmp_path / "good.wav")
+    (tmp_path / "good.raw").write_bytes(b"no header" * 99)
+    odd = f"2,{path},[[[[ a bracket,{fold},{split},{'t' * 200_000}"
+    text = f"id,path,caption,fold,split,title\n1,good.wav,A dog,,,\n{odd}\n"
+    (tmp_path / "t.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    cli("build-dataset", "csv", "--input", tmp_path / "t.csv", "--out", tmp_path / "out")
+    assert fates(tmp_path / "out") == {"1": "", "2": reason}
+
+
+def test_a_name_with_nul_and_numbers_beyond_64_bits_stay_what_they_are(tmp_path):
+    write(tmp_path / "in/good.wav")
+    rows = [{"file_name": "a\0b.wav"}, {"file_name": "good.wav", "text": "A dog", "n": 2**70}]
+    (tmp_path / "in/metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cli("build-dataset", "folder", "--input", tmp_path / "in", "--out", tmp_path / "out")
+    assert fates(tmp_path / "out") == {"a b.wav": "missing-file", "good.wav": ""}
+    (row,) = pq.read_table(tmp_path / "out/dataset/data", columns=["original"]).to_pylist()
+    assert json.loads(row["original"])["n"] == 2**70
+
+
+def test_an_input_inside_the_output_is_refused_and_left_alone(tmp_path):
+    sound = write(tmp_path / "dataset/dog.wav")
+    done = cli("build-dataset", "folder", "--input", tmp_path / "dataset", "--out", tmp_path, check=False)
+    assert done.returncode == 1 and "which a build writes" in done.stderr
+    assert sound.exists()
+
+
+def test_a_folder_that_is_not_of_a_build_is_not_taken_over(tmp_path):
+    write(tmp_path / "in/dog.wav")
+    mine = write(tmp_path / "out/dataset/mine.wav")
+    done = cli("build-dataset", "folder", "--input", tmp_path / "in", "--out", tmp_path / "out", check=False)
+    assert done.returncode == 1 and "not of a build" in done.stderr
+    assert mine.exists()
+
+
+def test_other_temporary_files_below_the_output_are_left_alone(tmp_path):
+    write(tmp_path / "in/dog.wav")
+    mine = tmp_path / "out/other/.precious.tmp"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    cli("build-dataset", "folder", "--input", tmp_path / "in", "--out", tmp_path / "out")
+    assert mine.exists()

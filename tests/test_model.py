@@ -96,7 +96,7 @@ def test_of_a_long_clip_the_centre_counts(model):
     [
         (np.zeros(0, np.float32), "clip 1 is empty"),
         (np.full(500, np.nan, np.float32), "clip 1 holds NaN"),
-        ("nowhere.wav", "nowhere.wav does not decode"),
+        ("nowhere.wav", "nowhere.wav is not a file"),
     ],
 )
 def test_a_clip_that_cannot_be_embedded_is_named(model, clips, clip, message):

@@ -81,6 +81,7 @@ def kill_at_random(line: list[str], out: Path, reference: Path, times: int, long
             process.send_signal(signal.SIGKILL)
             process.wait()
             killed += 1
+        assert process.returncode in (0, -signal.SIGKILL)
         after = finished(out)
         assert {path: after.get(path) for path in before} == before
         if process.returncode == 0:
@@ -123,6 +124,22 @@ def test_a_new_threshold_redoes_the_filter_and_what_follows_only(sounds, referen
     assert redone == {"filter", "caption", "data"}
     reasons = pq.read_table(out / "rejected.parquet")["reason"].to_pylist()
     assert reasons.count("too-short") > 5
+    cli(*build(sounds, out))
+    assert tree(out) == tree(reference)
+
+
+def test_a_mistake_in_the_command_leaves_a_finished_build_alone(sounds, reference, tmp_path):
+    out = shutil.copytree(reference, tmp_path / "out")
+    (tmp_path / "bad.csv").write_text("a,b\n1,2\n")
+    done = cli("build-dataset", "csv", "--input", tmp_path / "bad.csv", "--out", out, check=False)
+    assert done.returncode == 1
+    assert tree(out) == tree(reference)
+
+
+@pytest.mark.parametrize("stage", ["manifest", "download", "filter", "caption"])
+def test_deleting_a_folder_redoes_from_there(sounds, reference, tmp_path, stage):
+    out = shutil.copytree(reference, tmp_path / "out")
+    shutil.rmtree(out / "build" / stage)
     cli(*build(sounds, out))
     assert tree(out) == tree(reference)
 

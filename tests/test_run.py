@@ -103,6 +103,26 @@ def test_on_ray_clips_that_kill_their_worker_are_found_and_rejected(tmp_path, mo
     assert reasons(tmp_path) == ["", "decoder-crashed", "decoder-crashed", ""]
 
 
+def test_workers_that_die_with_no_clip_in_hand_end_the_run(tmp_path):
+    path = part_path(tmp_path, "fragile", 0).with_suffix(".journal")
+    path.parent.mkdir()
+    path.touch()
+    blame_part(tmp_path, [Fragile()], 0, deaths=2)
+    with pytest.raises(BuildError, match="died 3 times"):
+        blame_part(tmp_path, [Fragile()], 0, deaths=3)
+
+
+def test_a_clip_is_blamed_only_for_deaths_of_its_own(tmp_path):
+    path = part_path(tmp_path, "fragile", 0).with_suffix(".journal")
+    path.parent.mkdir()
+    for deaths, row in enumerate((1, 2, 1, 3, 1), start=1):
+        assert b"Fatal" not in (path.read_bytes() if path.exists() else b"")
+        with path.open("ab") as journal:
+            journal.write(b"row %d\n" % row)
+        blame_part(tmp_path, [Fragile()], 0, deaths)
+    assert path.read_bytes().endswith(b"row 1\nFatal to 3 workers\n")
+
+
 def test_an_error_of_a_worker_ends_the_run_as_itself():
     def fail(item: int) -> None:
         raise BuildError(f"no luck with {item}")

@@ -9,9 +9,11 @@ import pandas as pd
 import pytest
 from conftest import ROOT, cli, write
 
-from pipelines.build import plan, prepare
+from pipelines.build import plan
 from pipelines.clip import Clip
 from pipelines.disk import BuildError
+from pipelines.exclude import Exclude, read_ids
+from pipelines.manifest import prepare
 from pipelines.sources import SOURCES, Reading, source
 
 
@@ -100,6 +102,44 @@ def test_an_id_given_to_two_files_loses_neither(tmp_path):
     assert [clip.id for clip in clips("csv", path)] == ["csv/7", "csv/7#2"]
 
 
+def test_a_file_in_two_tables_is_one_clip_with_all_captions(tmp_path):
+    write(tmp_path / "sub/a.wav")
+    table(tmp_path, "file_name,text,id\nsub/a.wav,From above,7\nsub/a.wav,Again,8\n", "metadata.csv")
+    table(tmp_path / "sub", "file_name,text\na.wav,From beside\n", "metadata.csv")
+    assert [clip.captions for clip in clips("folder", tmp_path)] == [("From above", "Again", "From beside")]
+
+
+def test_ids_that_look_like_ours_stay_unique(tmp_path):
+    path = table(tmp_path, "id,path,caption\na,1.wav,x\na,2.wav,x\na#2,3.wav,x\n")
+    assert [clip.id for clip in clips("csv", path)] == ["csv/a", "csv/a#2", "csv/a#2#2"]
+
+
+def test_an_id_list_with_a_byte_order_mark_and_clips_of_the_same_id_are_matched(tmp_path):
+    (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbf7\n# not one\n")
+    rows = [Clip("csv/7", "csv"), Clip("csv/7#2", "csv"), Clip("csv/8", "csv")]
+    out = Exclude(exclude_ids=read_ids(tmp_path / "ids.txt"))(rows)
+    assert [clip.reason for clip in out] == ["evaluation-overlap", "evaluation-overlap", ""]
+
+
+def test_a_number_stays_as_published_whatever_other_rows_hold(tmp_path):
+    path = table(tmp_path, '{"path": "a.wav", "id": 7, "title": 1984}\n{"path": "b.wav"}\n', "t.jsonl")
+    first, second = clips("csv", path)
+    assert (first.id, first.title, second.id) == ("csv/7", "1984", "csv/b.wav")
+
+
+def test_a_quote_that_swallows_rows_is_an_error(tmp_path):
+    path = table(tmp_path, 'path\tcaption\na.wav\t"Dog\nb.wav\tcat\nc.wav\tcow"\n', "t.tsv")
+    with pytest.raises(BuildError, match="a quote is not closed"):
+        clips("csv", path)
+
+
+def test_an_audio_column_gives_its_path_and_its_bytes_stay_out_of_the_metadata(tmp_path):
+    audio = {"bytes": b"fLaC", "path": "a.flac"}
+    pd.DataFrame({"audio": [audio], "text": ["A dog"]}).to_parquet(tmp_path / "t.parquet")
+    (clip,) = clips("csv", tmp_path / "t.parquet")
+    assert clip.id == "csv/a.flac" and "fLaC" not in clip.original
+
+
 def test_a_column_url_is_where_the_bytes_are_and_whom_to_credit(tmp_path):
     (clip,) = clips("csv", table(tmp_path, "url,caption\nhttps://e.org/a.wav,A dog\n"))
     assert clip.location == clip.url == "https://e.org/a.wav"
@@ -145,7 +185,7 @@ def test_a_fold_means_train_and_else_the_split_depends_on_the_id_alone(tmp_path)
 def test_a_plan_counts_clips_after_grouping_and_bytes_and_hours_where_known(tmp_path):
     write(tmp_path / "a.wav")
     path = table(tmp_path, "path,caption,duration\na.wav,One,1800\na.wav,Two,1800\n")
-    planned = plan(source("csv"), path, reading=Reading())
+    planned = plan(source("csv"), path, tmp_path / "out", reading=Reading())
     assert planned == {"rows": 1, "hours": 0.5, "bytes": (tmp_path / "a.wav").stat().st_size}
     done = cli("build-dataset", "csv", "--input", path, "--out", tmp_path / "out", "--dry-run", "--json")
     assert json.loads(done.stdout) == planned
@@ -154,7 +194,7 @@ def test_a_plan_counts_clips_after_grouping_and_bytes_and_hours_where_known(tmp_
 
 def test_a_plan_says_null_for_what_is_not_known(tmp_path):
     path = table(tmp_path, "url,caption\nhttps://e.org/a.wav,A dog\n")
-    assert plan(source("csv"), path, reading=Reading()) == {"rows": 1, "hours": None, "bytes": None}
+    assert plan(source("csv"), path, tmp_path / "out", reading=Reading()) == {"rows": 1, "hours": None, "bytes": None}
 
 
 def test_an_unknown_source_is_a_sentence():

@@ -1,5 +1,6 @@
 """The text tower: unknown words say nothing, padding changes nothing, and any encoder of transformers serves."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,6 +53,13 @@ def test_padding_changes_nothing(small):
 def test_captions_are_cut_at_the_context(small):
     ids, mask = text.tokenize(small[1], ["dog " * 99], 16)
     assert ids.shape == mask.shape == (1, 16)
+
+
+def test_words_are_dropped_by_the_generator_alone_and_never_all():
+    said = [text.drop_words(CAPTIONS[0], 0.5, np.random.default_rng(seed)) for seed in (1, 1, 2)]
+    assert said[0] == said[1] != said[2] and set(said[0].split()) < set(CAPTIONS[0].split())
+    assert all(text.drop_words("dog", 0.9, np.random.default_rng(seed)) == "dog" for seed in range(20))
+    assert text.drop_words(CAPTIONS[0], 0.0, np.random.default_rng(0)) == CAPTIONS[0]
 
 
 def test_a_saved_tower_is_built_again_from_its_folder(small, tmp_path):

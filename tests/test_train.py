@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from clap.log import read
 from clap.model import CLAP
 from clap.train import TrainError, learning_rate, parameter_groups, train
 
-CONFIG = replace(pairs.SMALL, epochs=4, log_every=2, save_every=3, roll=True)
+CONFIG = replace(pairs.SMALL, epochs=4, log_every=2, save_every=3, roll=True, word_dropout=0.2)
 SCRIPT = """
 import json, os, sys
 from clap.config import TrainConfig, from_dict
@@ -30,7 +31,7 @@ from clap.train import train
 
 def tick(self, step, *rest, usual=Log.tick):
     usual(self, step, *rest)
-    if step == 9:
+    if step == int(sys.argv[5]):
         os.kill(os.getpid(), int(sys.argv[1]))
 
 Log.tick = tick
@@ -65,9 +66,9 @@ def lines(run):
     return [{k: v for k, v in line.items() if k != "clips_per_second"} for line in read(run / "metrics.jsonl")]
 
 
-def stopped_by(number, data, run):
-    """The same training in another process, which gets the signal in its ninth step; its exit and stderr."""
-    command = [sys.executable, "-c", SCRIPT, str(int(number)), json.dumps(to_dict(CONFIG)), data, str(run)]
+def stopped_by(number, data, run, step):
+    """The same training in another process, which gets the signal in that step; its exit and stderr."""
+    command = [sys.executable, "-c", SCRIPT, str(int(number)), json.dumps(to_dict(CONFIG)), data, str(run), str(step)]
     threads = str(torch.get_num_threads())
     env = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -103,7 +104,7 @@ def test_training_twice_gives_the_same_weights(whole, data, tmp_path):
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(whole, data, tmp_path):
-    assert stopped_by(signal.SIGKILL, data, tmp_path)[0] == -signal.SIGKILL
+    assert stopped_by(signal.SIGKILL, data, tmp_path, 9)[0] == -signal.SIGKILL
     assert lines(tmp_path)[-1]["step"] == 8 > int(checkpoint.newest(tmp_path).name[-8:])  # to be done again
     half = tmp_path / "checkpoints" / ".step-00000099.tmp"
     half.mkdir()
@@ -116,10 +117,39 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(whole, data, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_saves_and_goes_on_in_the_middle_of_an_epoch(whole, data, tmp_path, number):
-    code, said = stopped_by(number, data, tmp_path)
-    assert code != 0 and "KeyboardInterrupt: stopped and saved at step 9" in said
+    code, said = stopped_by(number, data, tmp_path, 8)
+    assert code != 0 and "KeyboardInterrupt: stopped and saved at step 8" in said
     train(CONFIG, data, tmp_path)
     assert equal(weights(tmp_path), weights(whole[0])) and lines(tmp_path) == lines(whole[0])
+
+
+def test_a_run_killed_before_its_links_gets_them_on_the_next_start(whole, data, tmp_path):
+    run = shutil.copytree(whole[0], tmp_path / "run", symlinks=True)
+    (run / "last").unlink()
+    (run / "best").unlink()
+    train(CONFIG, data, run)
+    assert [(run / name).readlink() for name in ("last", "best")] == [
+        (whole[0] / name).readlink() for name in ("last", "best")
+    ]
+
+
+def test_the_same_rows_in_other_row_groups_are_other_data(whole, tmp_path):
+    folder = tmp_path / "data"
+    pairs.write(folder, pairs.tones(6), split="validation")
+    with pytest.raises(ConfigError, match="on other data"):
+        train(CONFIG, pairs.write(folder, pairs.tones(22), group=3), whole[0])
+
+
+def test_a_wish_for_validation_that_cannot_be_met_is_refused(tmp_path):
+    alone = pairs.write(tmp_path / "data", pairs.tones(8))
+    with pytest.raises(ConfigError, match="no dataset has a split 'dev'"):
+        train(replace(CONFIG, validation_split="dev"), alone, tmp_path / "run")
+    with pytest.raises(ConfigError, match="would be trained on and validated on"):
+        train(replace(CONFIG, split="all", validation_folds=(1,)), alone, tmp_path / "run")
+
+
+def test_bf16_trains(data, tmp_path):
+    assert math.isfinite(train(replace(CONFIG, precision="bf16", epochs=1), data, tmp_path)["loss"])
 
 
 def test_a_finished_run_only_repeats_its_metrics(whole, data):
@@ -159,7 +189,7 @@ def test_without_validation_best_is_last(tmp_path, capsys):
     assert "no validation split" in capsys.readouterr().err
 
 
-def test_divergence_stops_with_advice_and_without_a_checkpoint(data, tmp_path):
+def test_divergence_stops_with_advice_and_without_a_broken_checkpoint(data, tmp_path):
     with pytest.raises(TrainError, match=r"diverged.*lower --lr"):
         train(replace(CONFIG, lr=1e30, clip_norm=1e30, save_every=1, eval_every=99), data, tmp_path)
     newest = checkpoint.newest(tmp_path)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.clip import Clip, to_json
+from pipelines.clip import Clip, Rejected, to_json
 from pipelines.disk import BuildError
 from pipelines.download import local_path, to_location
 from pipelines.sources.table import grouped, read_table, recognise, rows_to_clips
@@ -32,15 +32,13 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
         raise BuildError(f"{path} is not a folder: source folder takes a folder of audio files")
     path = path.absolute()
     sounds, tables = walk(path)
-    listed: dict[str, Clip] = {}
+    rows: list[Clip] = []
     for table in tables:
         frame = read_table(table)
         columns = recognise(frame, {"location": "file_name"} | reading.columns(), table)
-        for clip in grouped(rows_to_clips(frame, columns, table.parent, "folder")):
-            if clip.location.startswith("file://"):
-                listed[clip.location] = clip
-            else:
-                yield clip
+        rows += rows_to_clips(frame, columns, table.parent, "folder")
+    yield from (row for row in rows if not is_local(row))
+    listed = {clip.location: clip for clip in grouped(filter(is_local, rows), key=lambda row: row.location)}
     for sound in sounds:
         unlisted = any(sound.is_relative_to(table.parent) for table in tables)
         here = to_location(sound)
@@ -48,6 +46,14 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
         yield named(clip, path, reading.labels_from_folders)
     for absent in listed.values():
         yield named(absent, path, reading.labels_from_folders)
+
+
+def is_local(clip: Clip) -> bool:
+    """Whether a row names a file; one that does not goes on as it is, to be rejected with its reason."""
+    try:
+        return bool(local_path(clip.location).name)
+    except Rejected:
+        return False
 
 
 def walk(root: Path) -> tuple[list[Path], list[Path]]:

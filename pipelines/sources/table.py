@@ -7,7 +7,7 @@ are one clip with all their captions. Relative paths start at the table's own fo
 import json
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -38,10 +38,11 @@ NAMES = {
     "url": ("source_url", "page_url", "webpage", "href", "link", "url"),
     "duration": ("duration",),
 }  # fmt: skip
-NUMBERED = re.compile(r"(caption|text|sentence)_?\d+")  # caption_1, caption2, ...
+NUMBERED = re.compile(r"(caption|text|sentence)[._]?\d+")  # caption_1, caption2, ...
 SPLITS = {
     "train": "train", "training": "train", "dev": "train", "development": "train",
     "val": "validation", "valid": "validation", "validation": "validation",
+    "all": "all_",  # the name by which all splits are read together
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 
@@ -65,8 +66,8 @@ def read_table(path: Path) -> "pd.DataFrame":
     readers = {
         ".csv": lambda: pd.read_csv(path, **text),
         ".tsv": lambda: pd.read_csv(path, sep="\t", **text),
-        ".json": lambda: pd.read_json(path, dtype=False),
-        ".jsonl": lambda: pd.read_json(path, lines=True, dtype=False),
+        ".json": lambda: pd.DataFrame(json.loads(path.read_text(encoding="utf-8-sig")), dtype=object),
+        ".jsonl": lambda: pd.DataFrame([json.loads(line) for line in lines(path)], dtype=object),
         ".parquet": lambda: pd.read_parquet(path),
     }
     if path.suffix.lower() not in readers:
@@ -74,9 +75,28 @@ def read_table(path: Path) -> "pd.DataFrame":
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than the header
-            return readers[path.suffix.lower()]().astype(object)
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:  # pyarrow's errors are ValueErrors too
+            frame = readers[path.suffix.lower()]().astype(object)
+    except (ValueError, OSError, RecursionError, pd.errors.ParserWarning) as error:  # pyarrow's are ValueErrors
         raise BuildError(f"cannot read {path}: {error}") from error
+    if path.suffix.lower() in (".csv", ".tsv"):
+        refuse_open_quote(frame, path)
+    return frame
+
+
+def refuse_open_quote(frame: "pd.DataFrame", path: Path) -> None:
+    """Raise BuildError for a cell that holds whole rows, because a quote before them was not closed."""
+    separator = "\t" if path.suffix.lower() == ".tsv" else ","
+    for number, row in enumerate(frame.itertuples(index=False, name=None), start=1):
+        for cell in row:
+            if isinstance(cell, str) and "\n" in cell:
+                inside = max(line.count(separator) for line in cell.splitlines())
+                if len(row) > 1 and inside >= len(row) - 1:
+                    raise BuildError(f"{path}, row {number}: a quote is not closed and swallows other rows")
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty."""
+    return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
 
 
 def recognise(frame: "pd.DataFrame", given: dict[str, str], path: Path) -> dict[str, list[str]]:
@@ -133,13 +153,13 @@ def row_to_clip(cells: dict[str, list[Any]], root: Path, source: str, number: in
             text for cell in cells.get("tags", []) for text in several(cell, ";" if ";" in one("tags") else ",")
         ),
         labels=tuple(text for cell in cells.get("labels", []) for text in several(cell, ";")),
-        fold=int(float(one("fold"))) if re.fullmatch(r"\d+(\.0*)?", one("fold")) else 0,
-        split=SPLITS.get(split := re.sub(r"\W+", "_", one("split").lower()), split),
+        fold=int(float(one("fold"))) if re.fullmatch(r"\d{1,9}(\.0*)?", one("fold")) else 0,
+        split=SPLITS.get(split := re.sub(r"\W+", "_", one("split").lower())[:60], split),
         license=one("license"),
         author=one("author"),
         title=one("title"),
         url=one("url") or (location if "://" in place else ""),
-        duration=float(one("duration")) if re.fullmatch(r"\d+(\.\d*)?", one("duration")) else None,
+        duration=float(one("duration")) if re.fullmatch(r"\d{1,9}(\.\d*)?", one("duration")) else None,
         original=original,
     )
     return clip if place else clip.reject("manifest", "missing-file", f"row {number} names no file")
@@ -148,6 +168,7 @@ def row_to_clip(cells: dict[str, list[Any]], root: Path, source: str, number: in
 def first(cells: list[Any]) -> str:
     """The first cell as text, "" if there is none or it is empty."""
     value = plain(cells[0]) if cells else None
+    value = value.get("path") if isinstance(value, dict) else value  # an Audio column
     return "" if value is None else str(value).strip()
 
 
@@ -155,7 +176,7 @@ def several(cell: Any, separator: str | None = None) -> list[str]:
     """The texts of a cell: a list, a JSON list in a string, or a string split at `separator`."""
     value = plain(cell)
     if isinstance(value, str) and value.startswith("["):
-        with suppress(json.JSONDecodeError):  # a caption may begin with a bracket
+        with suppress(ValueError, RecursionError):  # a caption may begin with a bracket
             value = json.loads(value)
     if not isinstance(value, list):
         value = [] if value is None else str(value).split(separator) if separator else [str(value)]
@@ -166,26 +187,29 @@ def plain(value: Any) -> Any:
     """A cell without pandas' and numpy's wrappings; missing values become None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
+    if isinstance(value, dict):
+        value = {name: item for name, item in value.items() if not isinstance(item, bytes)}
     return None if value is None or value != value or str(value) in ("NaT", "<NA>") else value
 
 
-def grouped(rows: Iterable[Clip]) -> list[Clip]:
-    """Rows of the same id and location as one clip, with all captions, tags and labels in order."""
-    clips: dict[tuple[str, str], Clip] = {}
+def grouped(rows: Iterable[Clip], key: Callable[[Clip], Any] = lambda clip: (clip.id, clip.location)) -> list[Clip]:
+    """Rows of the same clip as one, in the order of their first rows."""
+    groups: dict[Any, list[Clip]] = {}
     for row in rows:
-        key = (row.id, row.location)
-        clips[key] = merge(clips[key], row) if key in clips else row
-    return list(clips.values())
+        groups.setdefault(key(row), []).append(row)
+    return [merge(group) for group in groups.values()]
 
 
-def merge(clip: Clip, row: Clip) -> Clip:
-    """`clip` with what another row of it adds; its `original` becomes a JSON list of the rows."""
-    originals = json.loads(clip.original)
-    originals = originals if isinstance(originals, list) else [originals]
+def merge(rows: list[Clip]) -> Clip:
+    """One clip with all captions, tags and labels of its rows in order; `original` is a JSON list of several."""
+    if len(rows) == 1:
+        return rows[0]
+    originals = [json.loads(row.original) for row in rows]
+    flat = [item for each in originals for item in (each if isinstance(each, list) else [each])]
     return replace(
-        clip,
-        captions=tuple(dict.fromkeys(clip.captions + row.captions)),
-        tags=tuple(dict.fromkeys(clip.tags + row.tags)),
-        labels=tuple(dict.fromkeys(clip.labels + row.labels)),
-        original=json.dumps([*originals, json.loads(row.original)], ensure_ascii=False, sort_keys=True),
+        rows[0],
+        captions=tuple(dict.fromkeys(text for row in rows for text in row.captions)),
+        tags=tuple(dict.fromkeys(tag for row in rows for tag in row.tags)),
+        labels=tuple(dict.fromkeys(label for row in rows for label in row.labels)),
+        original=json.dumps(flat, ensure_ascii=False, sort_keys=True),
     )

@@ -1,0 +1,109 @@
+"""The first stage: a source's clips, made alike and cut into parts."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from pipelines.clip import Clip, Rejected, write_clips
+from pipelines.disk import BuildError, write_text
+from pipelines.download import local_path
+from pipelines.run import part_path
+from pipelines.text import clean
+
+PART_BYTES = 512 * 2**20
+
+
+def manifest(build: Path, clips: Iterable[Clip], part_rows: int, limit: int | None) -> int:
+    """Cut a source's clips into parts; returns how many. The count is written last: with it, all are there."""
+    rows = parts = 0
+    for part, group in enumerate(cut(islice(prepare(clips), limit), part_rows)):
+        path = part_path(build, "manifest", part)
+        if not path.exists():
+            write_clips(path, group)
+        rows, parts = rows + len(group), part + 1
+    write_text(build / "manifest.json", json.dumps({"parts": parts, "rows": rows}) + "\n")
+    return parts
+
+
+def planned(build: Path) -> int | None:
+    """How many parts the manifest has; None while it is not complete."""
+    path = build / "manifest.json"
+    return int(json.loads(path.read_text())["parts"]) if path.exists() else None
+
+
+def begun(clips: Iterable[Clip]) -> Iterator[Clip]:
+    """The same clips, the first one fetched already; raises what is wrong with the input, or that it is empty."""
+    rest = iter(clips)
+    first = next(rest, None)
+    if first is None:
+        raise BuildError("the input holds no clips: is it the right folder or table?")
+
+    def again() -> Iterator[Clip]:
+        yield first
+        yield from rest
+
+    return again()
+
+
+def prepare(clips: Iterable[Clip]) -> Iterator[Clip]:
+    """What holds for every source: clean text, ids that are unique, a split for each clip, sizes of local files."""
+    seen: set[str] = set()
+    for clip in clips:
+        name, number = clean(clip.id), 1
+        while name in seen:
+            number += 1
+            name = f"{clean(clip.id)}#{number}"
+        seen.add(name)
+        yield replace(
+            clip,
+            id=name,
+            location=clip.location if clip.location.startswith("file://") else clean(clip.location),
+            captions=distinct(clip.captions),
+            tags=distinct(clip.tags),
+            labels=distinct(clip.labels),
+            license=clean(clip.license),
+            author=clean(clip.author),
+            title=clean(clip.title),
+            url=clean(clip.url),
+            split=clip.split or split_of(replace(clip, id=name)),
+            size=clip.size or size_of(clip.location),
+        )
+
+
+def distinct(texts: tuple[str, ...]) -> tuple[str, ...]:
+    """Clean texts, none twice, none empty, in order."""
+    return tuple(dict.fromkeys(text for each in texts if (text := clean(each))))
+
+
+def split_of(clip: Clip) -> str:
+    """ "train" for a clip with a fold; else 90 % train, 5 % validation, 5 % test by a stable hash of the id."""
+    if clip.fold:
+        return "train"
+    share = int.from_bytes(hashlib.sha256(clip.id.encode()).digest()[:8], "big") / 2**64
+    return "train" if share < 0.9 else "validation" if share < 0.95 else "test"
+
+
+def size_of(location: str) -> int | None:
+    """Bytes of a local file; None for anything else or one that is not there (download says why)."""
+    try:
+        return local_path(location).stat().st_size
+    except (Rejected, OSError):
+        return None
+
+
+def cut(clips: Iterable[Clip], part_rows: int) -> Iterator[list[Clip]]:
+    """Lists of at most `part_rows` clips and, where sizes are known, at most 512 MB of sources."""
+    group: list[Clip] = []
+    weight = 0
+    for clip in clips:
+        size = clip.size or 0
+        if group and (len(group) == part_rows or weight + size > PART_BYTES):
+            yield group
+            group, weight = [], 0
+        group.append(clip)
+        weight += size
+    if group:
+        yield group

@@ -1,0 +1,117 @@
+"""What a build depends on, remembered beside it. Where it differs, that stage and those after it are redone."""
+
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pipelines.disk import BuildError, remove, write_text
+from pipelines.run import Stage, name_of
+from pipelines.sources import Reading, Source
+
+PACKAGES = ("clapboard", "numpy", "soundfile", "soxr", "av", "pyarrow", "pandas", "ray")
+
+
+def check(input: Path, out: Path, reading: Reading) -> None:
+    """Raise BuildError for an input that is not there or is mixed up with the output, or an output not ours."""
+    reading.columns()
+    if not input.exists():
+        raise BuildError(f"input {input} does not exist")
+    if out.resolve().is_relative_to(input.resolve()):
+        raise BuildError(f"--out {out} lies inside the input {input}: choose a folder outside it")
+    for folder in (out / "build", out / "dataset"):
+        if input.resolve().is_relative_to(folder.resolve()):
+            raise BuildError(f"the input {input} lies in {folder}, which a build writes: choose another --out")
+        if not (out / "build" / "recipe.json").exists() and folder.exists() and any(folder.glob("[!.]*")):
+            raise BuildError(f"{folder} is not of a build that can be continued: remove it, or choose another --out")
+
+
+def describe(
+    source: Source, input: Path, reading: Reading, stages: Sequence[Stage], part_rows: int, limit: int | None
+) -> dict[str, Any]:
+    """Everything that the dataset depends on, stage by stage in order."""
+    start = {
+        "source": source.name, "input": fingerprint(input), **asdict(reading), "part_rows": part_rows, "limit": limit,
+    }  # fmt: skip
+    recipe = {
+        "stages": {"manifest": start} | {name_of(stage): asdict(stage) for stage in stages},
+        "versions": {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES},
+        "earlier_versions": [],
+    }
+    return json.loads(json.dumps(recipe))
+
+
+def fingerprint(input: Path) -> str:
+    """SHA-256 over a table's bytes, or over the names, sizes and times of a folder's files."""
+    if input.is_file():
+        with input.open("rb") as handle:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for path in sorted(input.rglob("*")):
+        facts = path.stat() if path.exists() else path.lstat()  # a link is what it leads to
+        digest.update(repr((bytes(path.relative_to(input)), facts.st_size, facts.st_mtime_ns)).encode())
+    return digest.hexdigest()
+
+
+def installed(package: str) -> str:
+    """The version of an installed package, "" for a checkout that is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def read_recipe(build: Path) -> dict[str, Any] | None:
+    """The recipe of a build folder, None for a new one."""
+    path = build / "recipe.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def stale(build: Path, new: dict[str, Any]) -> list[str]:
+    """The stages to redo: the first whose settings differ or which lacks parts that a later one has, and on."""
+    old, names = read_recipe(build), list(new["stages"])
+    if old is None:
+        return []
+    differ = [i for i, name in enumerate(names) if old["stages"].get(name) != new["stages"][name]]
+    gone = [i for i, name in enumerate(old["stages"]) if name not in names]
+    parts = [{path.name for path in (build / name).glob("part-*.parquet")} for name in names]
+    holes = [i for i in range(len(names)) if set().union(*parts[i + 1 :]) - parts[i]]
+    return names[min([*differ, *gone, *holes, len(names)]) :]
+
+
+def begin(out: Path, new: dict[str, Any], redo: list[str]) -> None:
+    """Clear the stages to redo and remember the recipe; says what is redone, or that versions differ."""
+    build = out / "build"
+    old = read_recipe(build)
+    if redo:
+        print(f"{redo[0]} changed: redoing {', '.join(redo)} and the shards", file=sys.stderr)
+        clear(out, redo)
+    if old and redo != list(new["stages"]):  # some parts stay as they were made
+        new["earlier_versions"] = old["earlier_versions"]
+        if old["versions"] != new["versions"]:
+            print("continuing a build that other versions began: see build/recipe.json", file=sys.stderr)
+            new["earlier_versions"] = [*old["earlier_versions"], old["versions"]]
+    if old != new:
+        write_text(build / "recipe.json", json.dumps(new, indent=1) + "\n")
+
+
+def clear(out: Path, names: list[str]) -> None:
+    """Remove the dataset and the working parts of stages, last first, so that a kill leaves no gap."""
+    remove(out / "dataset")
+    files = [out / "report.json", out / "rejected.parquet"]
+    files += [out / "build" / "manifest.json"] if "manifest" in names else []
+    for file in files:
+        file.unlink(missing_ok=True)
+    for name in reversed(names):
+        remove(out / "build" / name)
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
