@@ -9,7 +9,7 @@ from typing import ClassVar
 from pipelines.clip import Clip
 from pipelines.disk import BuildError
 from pipelines.setting import setting
-from pipelines.text import clean
+from pipelines.text import printable
 
 
 @dataclass(frozen=True)
@@ -40,4 +40,4 @@ def read_ids(path: Path) -> tuple[str, ...]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BuildError(f"cannot read the list of ids {path}: {error}") from error
-    return tuple(sorted({clean(line) for line in lines if line.strip() and not line.startswith("#")}))
+    return tuple(sorted({printable(line) for line in lines if line.strip() and not line.startswith("#")}))

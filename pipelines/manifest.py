@@ -11,7 +11,7 @@ from pipelines.clip import Clip, Rejected, write_clips
 from pipelines.disk import BuildError, write_text
 from pipelines.download import local_path
 from pipelines.run import part_path
-from pipelines.text import clean
+from pipelines.text import clean, printable
 
 PART_BYTES = 512 * 2**20
 
@@ -52,22 +52,22 @@ def prepare(clips: Iterable[Clip]) -> Iterator[Clip]:
     """What holds for every source: clean text, ids that are unique, a split for each clip, sizes of local files."""
     seen: set[str] = set()
     for clip in clips:
-        name, number = clean(clip.id), 1
+        name, number = printable(clip.id), 1
         while name in seen:
             number += 1
-            name = f"{clean(clip.id)}#{number}"
+            name = f"{printable(clip.id)}#{number}"
         seen.add(name)
         yield replace(
             clip,
             id=name,
-            location=clip.location if clip.location.startswith("file://") else clean(clip.location),
+            location=clip.location if clip.location.startswith("file://") else printable(clip.location),
             captions=distinct(clip.captions),
             tags=distinct(clip.tags),
             labels=distinct(clip.labels),
-            license=clean(clip.license),
-            author=clean(clip.author),
-            title=clean(clip.title),
-            url=clean(clip.url),
+            license=printable(clip.license),
+            author=printable(clip.author),
+            title=printable(clip.title),
+            url=printable(clip.url),
             split=clip.split or split_of(replace(clip, id=name)),
             size=clip.size or size_of(clip.location),
         )

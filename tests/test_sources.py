@@ -31,14 +31,15 @@ def test_the_caption_of_a_file_is_its_name(tmp_path):
     write(tmp_path / "in/deep/A_dog-barks  loudly.wav")
     (clip,) = clips("folder", tmp_path / "in")
     assert (clip.id, clip.captions, clip.labels) == (
-        "folder/deep/A_dog-barks  loudly.wav".replace("  ", " "),
+        "folder/deep/A_dog-barks  loudly.wav",
         ("A dog barks loudly",),
         (),
     )
 
 
-def test_a_name_that_says_nothing_is_no_caption_and_the_folder_is_the_label_on_request(tmp_path):
+def test_the_folder_is_the_label_on_request_and_speaks_for_a_name_that_says_nothing(tmp_path):
     write(tmp_path / "in/dog_bark/1-100032-A.wav")
+    assert [clip.captions for clip in clips("folder", tmp_path / "in")] == [("1 100032 A",)]
     (clip,) = clips("folder", tmp_path / "in", labels_from_folders=True)
     assert (clip.captions, clip.labels) == ((), ("dog bark",))
 

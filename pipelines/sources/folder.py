@@ -14,7 +14,7 @@ from pipelines.clip import Clip, Rejected, to_json
 from pipelines.disk import BuildError
 from pipelines.download import local_path, to_location
 from pipelines.sources.table import grouped, read_table, recognise, rows_to_clips
-from pipelines.text import from_name
+from pipelines.text import from_name, says_something
 
 if TYPE_CHECKING:
     from pipelines.sources import Reading
@@ -90,7 +90,10 @@ def named(clip: Clip, root: Path, labelled: bool) -> Clip:
     path = local_path(clip.location)
     inside = path.relative_to(root) if path.is_relative_to(root) else path
     label = from_name(inside.parent.name) if labelled and not clip.labels else ""
-    return replace(clip, id=f"folder/{escape(inside)}", labels=(label,) if label else clip.labels)
+    clip = replace(clip, id=f"folder/{escape(inside)}", labels=(label,) if label else clip.labels)
+    if label and clip.captions == (from_name(path.stem),) and not says_something(clip.captions[0]):
+        return replace(clip, captions=())  # the label says more than a number
+    return clip
 
 
 def escape(path: Path) -> str:
