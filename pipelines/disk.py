@@ -71,3 +71,23 @@ def sweep(build: Path) -> None:
             shutil.rmtree(leftover)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def tree(root: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """(folder, its folders, its files) below `root` in the order of names, linked folders too, each once.
+
+    Raises BuildError for a folder that cannot be listed: it would hide its files.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise BuildError(f"cannot list {error.filename}: {error.strerror}") from error
+
+    seen: set[tuple[int, int]] = set()
+    for name, folders, files in os.walk(root, onerror=refuse, followlinks=True):
+        facts = Path(name).stat()
+        if (facts.st_dev, facts.st_ino) in seen:  # a link to a folder above it, or to one that was here before
+            folders.clear()
+            continue
+        seen.add((facts.st_dev, facts.st_ino))
+        folders.sort()
+        yield Path(name), folders, sorted(files)

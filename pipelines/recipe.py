@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from pipelines.disk import BuildError, remove, write_text
+from pipelines.disk import BuildError, remove, tree, write_text
 from pipelines.run import Stage, name_of
 from pipelines.sources import Reading, Source
 
@@ -23,6 +23,8 @@ def check(input: Path, out: Path, reading: Reading) -> None:
     reading.columns()
     if not input.exists():
         raise BuildError(f"input {input} does not exist")
+    if not (input.is_file() or input.is_dir()):
+        raise BuildError(f"input {input} is neither a file nor a folder")
     if out.resolve().is_relative_to(input.resolve()):
         raise BuildError(f"--out {out} lies inside the input {input}: choose a folder outside it")
     for folder in (out / "build", out / "dataset"):
@@ -53,9 +55,11 @@ def fingerprint(input: Path) -> str:
         with input.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for path in sorted(input.rglob("*")):
-        facts = path.stat() if path.exists() else path.lstat()  # a link is what it leads to
-        digest.update(repr((bytes(path.relative_to(input)), facts.st_size, facts.st_mtime_ns)).encode())
+    for folder, folders, files in tree(input):
+        for name in folders + files:
+            path = folder / name
+            facts = path.stat() if path.exists() else path.lstat()  # a link is what it leads to
+            digest.update(repr((bytes(path.relative_to(input)), facts.st_size, facts.st_mtime_ns)).encode())
     return digest.hexdigest()
 
 

@@ -92,7 +92,7 @@ def test_a_url_is_refused_with_its_reason_while_downloads_are_not_built_in(tmp_p
     ("arguments", "sentence"),
     [
         (("folder", "--input", "nowhere"), "input nowhere does not exist"),
-        (("csv", "--input", "/dev/null"), "not a file"),
+        (("csv", "--input", "/dev/null"), "neither a file nor a folder"),
         (("radio", "--input", "."), "unknown source"),
         (("csv", "--input", "bad.csv"), "no column of paths"),
         (("csv", "--input", "ragged.csv"), "cannot read ragged.csv"),

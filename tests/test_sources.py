@@ -50,6 +50,14 @@ def test_any_audio_extension_in_any_case_counts_and_nothing_else(tmp_path):
     assert [clip.id for clip in clips("folder", tmp_path)] == ["folder/a.WAV", "folder/b.Mp3", "folder/d.webm"]
 
 
+def test_linked_folders_are_entered_once_and_circles_end(tmp_path):
+    write(tmp_path / "elsewhere/dog.wav")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/back").symlink_to(tmp_path / "in")
+    assert [clip.id for clip in clips("folder", tmp_path / "in")] == ["folder/link/dog.wav"]
+
+
 def test_equal_names_in_different_folders_are_different_clips(tmp_path):
     write(tmp_path / "a/dog.wav")
     write(tmp_path / "b/dog.wav")

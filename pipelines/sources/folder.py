@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.clip import Clip, Rejected, to_json
-from pipelines.disk import BuildError
+from pipelines.disk import BuildError, tree
 from pipelines.download import local_path, to_location
 from pipelines.sources.table import grouped, read_table, recognise, rows_to_clips
 from pipelines.text import from_name, says_something
@@ -59,18 +59,10 @@ def is_local(clip: Clip) -> bool:
 def walk(root: Path) -> tuple[list[Path], list[Path]]:
     """Everything under `root` that is named like audio (folders and dead links too), and metadata tables."""
     sounds, tables = [], []
-    for folder, folders, files in os.walk(root, onerror=refuse):
-        folders.sort()
-        for name in sorted(files + folders):
-            if Path(name).suffix.lower() in AUDIO:
-                sounds.append(Path(folder, name))
-        tables += [Path(folder, name) for name in METADATA if name in files]
+    for folder, folders, files in tree(root):
+        sounds += [folder / name for name in sorted(files + folders) if Path(name).suffix.lower() in AUDIO]
+        tables += [folder / name for name in METADATA if name in files]
     return sounds, tables
-
-
-def refuse(error: OSError) -> None:
-    """A folder that cannot be listed would hide its files."""
-    raise BuildError(f"cannot list {error.filename}: {error.strerror}") from error
 
 
 def from_file(path: Path, root: Path, captioned: bool) -> Clip:
