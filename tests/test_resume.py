@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -167,7 +168,9 @@ def test_a_second_build_in_the_same_folder_refuses(sounds, tmp_path):
 @pytest.mark.parametrize(("stop", "workers"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGTERM, 2)])
 def test_stopped_it_says_how_to_continue_and_exits_130(sounds, reference, tmp_path, stop, workers):
     line = command(build(sounds, tmp_path / "out", "--workers", workers))
-    with subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+    usual = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in the background
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(line, preexec_fn=usual, **pipes) as process:
         while not list(tmp_path.glob("out/build/resample/part-*.parquet")):
             time.sleep(0.01)
         process.send_signal(stop)
