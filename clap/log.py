@@ -53,7 +53,8 @@ class Log:
         self.file.write(json.dumps(line) + "\n")
         self.file.flush()
         os.fsync(self.file.fileno())
-        self.say(f"step {step}/{self.total}  " + "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
+        told = "  ".join(f"{key} {value:.4g}" for key, value in values.items() if key.count("/") < 2)
+        self.say(f"step {step}/{self.total}  {told}")
         self.start, self.clips = time.monotonic(), 0
 
     def say(self, text: str) -> None:
