@@ -18,9 +18,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from clap.config import PRESETS, PROMPT, ClapError, ModelConfig, TrainConfig
+from pipelines.dedup import Dedup
 from pipelines.disk import BuildError
+from pipelines.download import Download
 from pipelines.exclude import Exclude, read_ids
 from pipelines.filter import Filter
+from pipelines.remote import is_remote
 from pipelines.sources import SOURCES, Reading, read_card, source
 from pipelines.text import clean
 
@@ -46,7 +49,15 @@ Prompt = Annotated[str, typer.Option(help="Sentence around each label, with {} w
 def main() -> None:
     """Entry of the `clapboard` script."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # being stopped is the same as Ctrl-C
-    app()
+    app(with_value(sys.argv[1:], "--retry-rejected", "transient"))
+
+
+def with_value(arguments: list[str], flag: str, value: str) -> list[str]:
+    """The arguments with `value` after a flag that was given without one."""
+    found = []
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+        found += [argument, value] if argument == flag and following.startswith("-") else [argument]
+    return found
 
 
 def command(name: str, *configs: type, of: typer.Typer = app) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -139,18 +150,39 @@ def sources(as_json: Json = False) -> None:
             table(name, {key: card[key] for key in ("title", "obtain", "license", "captions", "splits")})
 
 
-@command("build-dataset", Reading, Exclude, Filter)
+@command("build-dataset", Reading, Exclude, Download, Filter, Dedup)
 def build_dataset(
     name: Annotated[str, typer.Argument(metavar="SOURCE", help="One of: " + ", ".join(SOURCES))],
-    input: Annotated[Path, typer.Option(help="What the source reads: a folder or a table.")],
+    input: Annotated[
+        str,
+        typer.Option(
+            metavar="PATH|URL", help="What the source reads: a folder, an archive, a table, hf://..., s3://..."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the build; run again to continue.")],
     workers: Annotated[
         int | None,
         typer.Option(min=0, help="Ray workers; 0 works in this process. Default: 0 up to 8 parts, else one a core."),
     ] = None,
     ray_address: Annotated[str | None, typer.Option(help="Use this Ray cluster; OUT must be shared with it.")] = None,
-    part_rows: Annotated[int, typer.Option(min=1, help="Rows of a working part.")] = 256,
+    part_rows: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a working part. Default: 256, or 4096 without audio.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N clips.")] = None,
+    metadata_only: Annotated[
+        bool, typer.Option("--metadata-only", help="Fetch and open no audio: facts come from the table.")
+    ] = False,
+    keep: Annotated[
+        str, typer.Option(help="Working files that stay: all, audio (no raw downloads) or none.")
+    ] = "audio",
+    retry_rejected: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[REASON,...]",
+            help="Fetch again what was rejected for these reasons; with no value, for all that may pass by itself.",
+        ),
+    ] = None,
+    refresh: Annotated[bool, typer.Option("--refresh", help="Fetch again what has changed at its server.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what a build would take on, and stop.")] = False,
     as_json: Json = False,
     **settings: Any,
@@ -159,18 +191,26 @@ def build_dataset(
 
     Example: python cli.py build-dataset csv --input sounds.csv --out OUT --licenses CC0,CC-BY
     """
-    from pipelines.build import STAGES, plan
+    from pipelines.build import METADATA_ROWS, PART_ROWS, STAGES, plan, without_audio
     from pipelines.build import build_dataset as build
+    from pipelines.retry import Retry
 
     if "exclude_ids" in settings:
         settings["exclude_ids"] = read_ids(Path(settings["exclude_ids"]))
+    origin = input if is_remote(input) else Path(input)
     reading, stages = fill(Reading(), settings), [fill(stage, settings) for stage in STAGES]
     if dry_run:
-        planned = plan(source(name), input, out, reading=reading, limit=limit)
+        planned = plan(source(name), origin, out, reading=reading, limit=limit, workers=workers)
         print(json.dumps(planned)) if as_json else table("Plan", planned)
         return
-    report = build(source(name), input, out, reading=reading, stages=stages, workers=workers,
-                   ray_address=ray_address, part_rows=part_rows, limit=limit)  # fmt: skip
+    if keep not in ("all", "audio", "none"):
+        raise BuildError(f"--keep {keep}: want all, audio or none")
+    reasons = tuple(names(retry_rejected or "") or ()) if retry_rejected != "transient" else ()
+    retry = Retry(reasons, refresh) if retry_rejected or refresh else None
+    part_rows = part_rows or (METADATA_ROWS if metadata_only else PART_ROWS)
+    stages = without_audio(stages) if metadata_only else stages
+    report = build(source(name), origin, out, reading=reading, stages=stages, workers=workers, keep=keep,
+                   ray_address=ray_address, part_rows=part_rows, limit=limit, retry=retry)  # fmt: skip
     show_build(out, report, as_json)
 
 

@@ -3,14 +3,12 @@
 import csv
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipelines.clip import Clip, read_clips
 from pipelines.disk import atomic, write_text
 from pipelines.reasons import explain
-from pipelines.report import counts
+from pipelines.report import by_count
 from pipelines.run import part_path
 from pipelines.sources import Source
 
@@ -22,6 +20,20 @@ SIZES = (
     (10**7, "1M<n<10M"),
 )
 
+CREDIT = ["id", "title", "author", "url", "license"]
+AUDIO = """Audio is FLAC, 48 kHz, mono, 16 bit.
+
+```python
+from datasets import Audio, load_dataset
+dataset = load_dataset("path/to/this/folder")  # .cast_column("audio", Audio(decode=False)) to get the bytes
+```"""
+METADATA = """It holds metadata only, no audio.
+
+```python
+from datasets import load_dataset
+dataset = load_dataset("path/to/this/folder")
+```"""
+
 
 def write_attribution(out: Path, build: Path, stage: str, parts: int) -> dict[str, int]:
     """OUT/dataset/ATTRIBUTION.csv: a line for every published clip. Returns the clips by licence."""
@@ -29,21 +41,26 @@ def write_attribution(out: Path, build: Path, stage: str, parts: int) -> dict[st
     path = out / "dataset" / "ATTRIBUTION.csv"
     with atomic(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as handle:
         writer = csv.writer(handle)
-        writer.writerow(["id", "title", "author", "url", "license"])
-        for clip in kept(build, stage, parts):
-            writer.writerow([clip.id, clip.title, clip.author, clip.url, clip.license])
-            licenses[clip.license or "not stated"] += 1
-    return counts(licenses.elements())
+        writer.writerow(CREDIT)
+        for part in range(parts):
+            rows = credits(part_path(build, stage, part))
+            writer.writerows(rows)
+            licenses.update(row[-1] or "not stated" for row in rows)
+    return by_count(licenses)
 
 
-def kept(build: Path, stage: str, parts: int) -> Iterator[Clip]:
-    """The published clips in order."""
-    for part in range(parts):
-        yield from (clip for clip in read_clips(part_path(build, stage, part)) if not clip.reason)
+def credits(part: Path) -> list[tuple[str, ...]]:
+    """id, title, author, url and licence of a part's kept clips, in order."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    table = pq.ParquetFile(part).read([*CREDIT, "reason"], use_threads=False)
+    table = table.filter(pc.equal(table["reason"], "")).select(CREDIT)
+    return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-def write_card(out: Path, source: Source, report: dict[str, Any], licenses: dict[str, int]) -> None:
-    """OUT/dataset/README.md, written last: a dataset with a card is complete."""
+def write_card(out: Path, source: Source, report: dict[str, Any], licenses: dict[str, int], audio: bool = True) -> None:
+    """OUT/dataset/README.md, written last: a dataset with a card is complete. `audio`: whether it holds any."""
     import yaml
 
     front = {
@@ -70,12 +87,7 @@ def write_card(out: Path, source: Source, report: dict[str, Any], licenses: dict
 {source.card["text"]}
 
 {report["kept"]} clips, {report["hours"]:.2f} hours, built by Clapboard from {report["rows"]} rows of source
-`{source.name}`. Audio is FLAC, 48 kHz, mono, 16 bit.
-
-```python
-from datasets import Audio, load_dataset
-dataset = load_dataset("path/to/this/folder")  # .cast_column("audio", Audio(decode=False)) to get the bytes
-```
+`{source.name}`. {AUDIO if audio else METADATA}
 
 ## Splits
 {table(("split", "clips"), report["splits"].items())}

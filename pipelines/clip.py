@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,6 +29,8 @@ class Clip:
     id: str  # <source>/<native id>, unique
     source: str
     location: str = ""  # where the bytes are: file:// or http(s)://
+    start: float | None = None  # s, of the section that is the clip; None for the whole recording
+    end: float | None = None
     size: int | None = None  # bytes there, where known before opening
     captions: tuple[str, ...] = ()
     tags: tuple[str, ...] = ()
@@ -40,8 +43,13 @@ class Clip:
     split: str = ""
     original: str = ""  # JSON of the metadata as published
 
-    # what download and resample measure, all of the source audio
-    sha256: str = ""
+    # what download fetches
+    sha256: str = ""  # of the source's bytes
+    validator: str = ""  # ETag or date by which the server can tell whether they changed
+    raw_offset: int = 0  # where the bytes lie in download's pack; a local file is read in place
+    raw_bytes: int = 0
+
+    # what resample measures, all of the source audio
     duration: float | None = None
     sample_rate: int | None = None
     channels: int | None = None
@@ -51,6 +59,7 @@ class Clip:
     clipping: float | None = None
     bandwidth_hz: float | None = None
     fingerprint: bytes = b""
+    pcm_md5: str = ""  # of the FLAC's samples, as the encoder notes it
     audio_offset: int = 0  # where the FLAC lies in the part's pack
     audio_bytes: int = 0
 
@@ -66,18 +75,19 @@ class Clip:
     detail: str = ""
     attempts: int = 0
 
-    def reject(self, stage: str, reason: str, detail: str = "") -> Self:
+    def reject(self, stage: str, reason: str, detail: str = "", attempts: int | None = None) -> Self:
         """The same clip, rejected; `reason` must be in the vocabulary, or KeyError is raised."""
         explain(reason)
-        return replace(self, stage=stage, reason=reason, detail=clean(detail)[:500])
+        attempts = self.attempts if attempts is None else attempts
+        return replace(self, stage=stage, reason=reason, detail=clean(detail)[:500], attempts=attempts)
 
 
 class Rejected(Exception):
     """Raised inside a stage to leave a clip; the stage turns it into the clip's reason."""
 
-    def __init__(self, reason: str, detail: str = "") -> None:
+    def __init__(self, reason: str, detail: str = "", attempts: int = 1) -> None:
         super().__init__(reason, detail)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.attempts = reason, detail, attempts
 
 
 @cache
@@ -88,7 +98,8 @@ def schema() -> "pa.Schema":
     texts = pa.list_(pa.string())
     scores = pa.list_(pa.struct({name: pa.float32() for name in ("coverage", "invention", "logprob")}))
     other = {
-        "size": pa.int64(), "captions": texts, "tags": texts, "labels": texts, "fold": pa.int32(),
+        "start": pa.float64(), "end": pa.float64(), "size": pa.int64(), "raw_offset": pa.int64(),
+        "raw_bytes": pa.int64(), "captions": texts, "tags": texts, "labels": texts, "fold": pa.int32(),
         "duration": pa.float64(), "sample_rate": pa.int32(), "channels": pa.int32(), "peak_dbfs": pa.float32(),
         "rms_dbfs": pa.float32(), "silence": pa.float32(), "clipping": pa.float32(),
         "bandwidth_hz": pa.float32(), "fingerprint": pa.binary(), "audio_offset": pa.int64(),
@@ -99,11 +110,14 @@ def schema() -> "pa.Schema":
 
 def read_clips(path: Path) -> list[Clip]:
     """The clips of a part, in order."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, schema=schema())
+    table = pq.ParquetFile(path).read(use_threads=False)  # read_table would cost more than reading a small part does
+    if table.schema.names != schema().names:
+        raise BuildError(f"{path} was written by another version: delete {path.parents[1]} and run again")
     columns = [
-        [tuple(value) for value in column.to_pylist()] if "list" in str(column.type) else column.to_pylist()
+        map(tuple, column.to_pylist()) if pa.types.is_list(column.type) else column.to_pylist()
         for column in table.columns
     ]
     return [Clip(*row) for row in zip(*columns, strict=True)]
@@ -114,10 +128,11 @@ def write_clips(path: Path, clips: Iterable[Clip]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = list(clips)
-    columns = {name: [getattr(clip, name) for clip in rows] for name in schema().names}
+    rows = list(map(attrgetter(*schema().names), clips))
+    columns = zip(*rows, strict=True) if rows else ((),) * len(schema())
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema(), strict=True)]
     with atomic(path) as temporary:
-        pq.write_table(pa.table(columns, schema=schema()), temporary, compression="zstd")
+        pq.write_table(pa.table(arrays, schema=schema()), temporary, compression="zstd")
         if pq.read_metadata(temporary).num_rows != len(rows):
             raise BuildError(f"{path} did not read back as written: check the disk, then run again")
 

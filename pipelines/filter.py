@@ -26,7 +26,10 @@ class Filter:
         for clip in clips:
             fits = tuple(text for text in clip.captions if self.min_words <= words(text) <= self.max_words)
             reason, detail = self.judge(clip, fits)
-            yield clip.reject("filter", reason, detail) if reason else replace(clip, captions=fits)
+            if reason:
+                yield clip.reject("filter", reason, detail)
+            else:
+                yield clip if fits == clip.captions else replace(clip, captions=fits)
 
     def judge(self, clip: Clip, fits: tuple[str, ...]) -> tuple[str, str]:
         """The first reason against a clip and the figure behind it, or two empty strings."""

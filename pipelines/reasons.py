@@ -18,6 +18,7 @@ RETRYABLE = {
 FINAL = {
     "too-large": "the file is larger than the limit",
     "forbidden-address": "the address is private, local or of cloud metadata",
+    "robots": "the site's robots.txt asks not to fetch it",
     "bad-redirect": "a redirect led nowhere, in a circle or off http(s)",
     "unsupported-url": "the kind of address is not supported",
     "unavailable-video": "the video is private, removed or blocked",

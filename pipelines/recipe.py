@@ -5,22 +5,35 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pipelines.disk import BuildError, remove, tree, write_text
+from pipelines.remote import list_remote
 from pipelines.run import Stage, name_of
+from pipelines.setting import settings
 from pipelines.sources import Reading, Source
 
-PACKAGES = ("clapboard", "numpy", "soundfile", "soxr", "av", "pyarrow", "pandas", "ray")
+PACKAGES = ("clapboard", "numpy", "soundfile", "soxr", "av", "pyarrow", "pandas", "ray", "aiohttp",
+            "yt-dlp", "indexed-gzip")  # fmt: skip
 
 
-def check(input: Path, out: Path, reading: Reading) -> None:
+def check(input: Path | str, out: Path, reading: Reading) -> None:
     """Raise BuildError for an input that is not there or is mixed up with the output, or an output not ours."""
     reading.columns()
+    if isinstance(input, Path):
+        check_path(input, out)
+    for folder in (out / "build", out / "dataset"):
+        if not (out / "build" / "recipe.json").exists() and folder.exists() and any(folder.glob("[!.]*")):
+            raise BuildError(f"{folder} is not of a build that can be continued: remove it, or choose another --out")
+
+
+def check_path(input: Path, out: Path) -> None:
+    """Raise BuildError for an input that is not there or that lies inside the output or around it."""
     if not input.exists():
         raise BuildError(f"input {input} does not exist")
     if not (input.is_file() or input.is_dir()):
@@ -30,37 +43,52 @@ def check(input: Path, out: Path, reading: Reading) -> None:
     for folder in (out / "build", out / "dataset"):
         if input.resolve().is_relative_to(folder.resolve()):
             raise BuildError(f"the input {input} lies in {folder}, which a build writes: choose another --out")
-        if not (out / "build" / "recipe.json").exists() and folder.exists() and any(folder.glob("[!.]*")):
-            raise BuildError(f"{folder} is not of a build that can be continued: remove it, or choose another --out")
 
 
 def describe(
-    source: Source, input: Path, reading: Reading, stages: Sequence[Stage], part_rows: int, limit: int | None
+    source: Source, input: Path | str, reading: Reading, stages: Sequence[Stage], part_rows: int, limit: int | None
 ) -> dict[str, Any]:
     """Everything that the dataset depends on, stage by stage in order."""
     start = {
         "source": source.name, "input": fingerprint(input), **asdict(reading), "part_rows": part_rows, "limit": limit,
     }  # fmt: skip
     recipe = {
-        "stages": {"manifest": start} | {name_of(stage): asdict(stage) for stage in stages},
+        "stages": {"manifest": start} | {name_of(stage): settings(stage) for stage in stages},
         "versions": {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES},
         "earlier_versions": [],
     }
     return json.loads(json.dumps(recipe))
 
 
-def fingerprint(input: Path) -> str:
-    """SHA-256 over a table's bytes, or over the names, sizes and times of a folder's files."""
-    if input.is_file():
+def fingerprint(input: Path | str) -> str:
+    """SHA-256 over a file's bytes, or over the names, sizes and times of what else the input is made of."""
+    if isinstance(input, Path) and input.is_file() and not volumes(input):
         with input.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for folder, folders, files in tree(input):
-        for name in folders + files:
-            path = folder / name
-            facts = path.stat() if path.exists() else path.lstat()  # a link is what it leads to
-            digest.update(repr((bytes(path.relative_to(input)), facts.st_size, facts.st_mtime_ns)).encode())
+    for each in contents(input):
+        digest.update(repr(each).encode())
     return digest.hexdigest()
+
+
+def contents(input: Path | str) -> Iterator[tuple[object, ...]]:
+    """Name, size and where possible time of each file of a folder, a split archive or a URL."""
+    if isinstance(input, str):
+        yield from list_remote(input)
+        return
+    if input.is_file():
+        paths = [*volumes(input), input]
+    else:
+        paths = [folder / name for folder, folders, files in tree(input) for name in folders + files]
+    root = input if input.is_dir() else input.parent
+    for path in paths:
+        facts = path.stat() if path.exists() else path.lstat()  # a link is what it leads to
+        yield bytes(path.relative_to(root)), facts.st_size, facts.st_mtime_ns
+
+
+def volumes(path: Path) -> list[Path]:
+    """The parts of a split archive before its last one."""
+    return sorted(path.parent.glob(escape(path.stem) + ".z[0-9][0-9]*")) if path.suffix == ".zip" else []
 
 
 def installed(package: str) -> str:
@@ -86,7 +114,18 @@ def stale(build: Path, new: dict[str, Any]) -> list[str]:
     gone = [i for i, name in enumerate(old["stages"]) if name not in names]
     parts = [{path.name for path in (build / name).glob("part-*.parquet")} for name in names]
     holes = [i for i in range(len(names)) if set().union(*parts[i + 1 :]) - parts[i]]
-    return names[min([*differ, *gone, *holes, len(names)]) :]
+    first = min([*differ, *gone, *holes, len(names)])
+    complete = (build.parent / "dataset" / "README.md").exists()
+    for name in ("resample", "download"):  # whose bytes may be gone: what needs them redoes them
+        if name in names and (first < len(names) or not complete) and first > names.index(name):
+            needed = name == "resample" or first == names.index("resample")
+            first = names.index(name) if needed and lacks_packs(build / name) else first
+    return names[first:]
+
+
+def lacks_packs(stage: Path) -> bool:
+    """Whether a finished part of a stage that packs has lost its bytes."""
+    return any(not path.with_suffix(".pack").exists() for path in stage.glob("part-*.parquet"))
 
 
 def begin(out: Path, new: dict[str, Any], redo: list[str]) -> None:
@@ -114,6 +153,12 @@ def clear(out: Path, names: list[str]) -> None:
         file.unlink(missing_ok=True)
     for name in reversed(names):
         remove(out / "build" / name)
+
+
+def drop_packs(build: Path) -> None:
+    """Remove the working bytes of every part; the shards hold what was kept."""
+    for pack in build.glob("*/part-*.pack"):
+        pack.unlink()
 
 
 def cores() -> int:

@@ -1,7 +1,7 @@
 """Counts of a build, from the rows themselves: while it runs, and for good in report.json and rejected.parquet."""
 
 import json
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,44 +21,50 @@ def summarise(out: Path) -> dict[str, Any]:
     Works on a build that still runs or was killed: each part counts as far as it has come. Raises BuildError
     where there is no build.
     """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     build = out / "build"
     if not (build / "recipe.json").exists():
         raise BuildError(f"no build in {out}: is it the folder given as --out?")
-    table = latest(build, ["stage", "reason", "duration", "split"])
-    rows = table.to_pylist()
-    kept = [row for row in rows if not row["reason"]]
+    table = pa.concat_tables(latest(build, ["stage", "reason", "duration", "split"]))
+    rejected = pc.not_equal(table["reason"], "")
+    kept, lost = table.filter(pc.invert(rejected)), table.filter(rejected)
     return {
-        "rows": len(rows),
-        "kept": len(kept),
-        "rejected": len(rows) - len(kept),
-        "rejected_by_reason": counts(row["reason"] for row in rows if row["reason"]),
-        "rejected_by_stage": counts(row["stage"] for row in rows if row["reason"]),
-        "hours": round(sum(row["duration"] or 0 for row in kept) / 3600, 4),
-        "splits": counts(row["split"] for row in kept),
+        "rows": table.num_rows,
+        "kept": kept.num_rows,
+        "rejected": lost.num_rows,
+        "rejected_by_reason": counts(lost["reason"]),
+        "rejected_by_stage": counts(lost["stage"]),
+        "hours": round((pc.sum(kept["duration"]).as_py() or 0) / 3600, 4),
+        "splits": counts(kept["split"]),
         "complete": (out / "dataset" / "README.md").exists(),
     }
 
 
-def counts(values: Any) -> dict[str, int]:
+def counts(values: "pa.ChunkedArray") -> dict[str, int]:
     """How often each value occurs, most frequent first."""
-    return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])))
+    return by_count({each["values"].as_py(): each["counts"].as_py() for each in values.value_counts()})
 
 
-def latest(build: Path, columns: list[str]) -> "pa.Table":
-    """Columns of every part, each as the last stage left it that the part has passed."""
-    import pyarrow as pa
+def by_count(counted: dict[str, int]) -> dict[str, int]:
+    """Most frequent first, equally frequent ones by name."""
+    return dict(sorted(counted.items(), key=lambda item: (-item[1], item[0])))
+
+
+def latest(build: Path, columns: list[str]) -> "Iterator[pa.Table]":
+    """Columns of every part, each as the last stage left it that the part has passed; at first none of no part."""
     import pyarrow.parquet as pq
 
     from pipelines.clip import schema
 
     stages = list(json.loads((build / "recipe.json").read_text())["stages"])
-    tables = [schema().empty_table().select(columns)]
+    yield schema().empty_table().select(columns)
     for first in sorted((build / "manifest").glob("part-*.parquet")):
         part = int(first.stem.removeprefix("part-"))
         paths = [part_path(build, stage, part) for stage in reversed(stages)]
         path = next((path for path in paths if path.exists()), first)
-        tables.append(pq.read_table(path, columns=columns))
-    return pa.concat_tables(tables)
+        yield pq.ParquetFile(path).read(columns, use_threads=False).select(columns)
 
 
 def write_report(out: Path) -> dict[str, Any]:
@@ -75,8 +81,8 @@ def write_report(out: Path) -> dict[str, Any]:
             f"{promised} rows came in, but {report['kept']} are kept, {report['rejected']} rejected and {shards} "
             f"published in {out}: delete its folders build and dataset, and run again"
         )
-    table = latest(out / "build", list(FATE))
-    table = table.filter(pc.not_equal(table["reason"], ""))
+    parts = latest(out / "build", list(FATE))
+    table = pa.concat_tables(part.filter(pc.not_equal(part["reason"], "")) for part in parts)
     again = pa.array([retryable(reason) for reason in table["reason"].to_pylist()], pa.bool_())
     with atomic(out / "rejected.parquet") as temporary:
         pq.write_table(table.append_column("retryable", again), temporary, compression="zstd")

@@ -7,21 +7,25 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import copyfileobj
-from tempfile import NamedTemporaryFile
-from typing import BinaryIO, ClassVar
+from tempfile import SpooledTemporaryFile
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
 from pipelines.clip import SAMPLE_RATE, Clip, Rejected
-from pipelines.decode import Stream, open_audio
+from pipelines.decode import Stream, Window, open_audio, straight
 from pipelines.disk import BuildError
-from pipelines.download import local_path, readable
-from pipelines.facts import PRINT_RATE, PRINT_SECONDS, Meter, fingerprint
+from pipelines.facts import Meter, peak_of
+from pipelines.fingerprint import PRINT_RATE, PRINT_SECONDS, fingerprint
+from pipelines.local import local_path
 
 COMPLETE = 0.95  # share of the declared frames that must decode
 LONGEST = 24 * 3600  # s; a small file can hold years of silence
 LOUDEST = 1e4  # times full scale
 CANCELLED = 1e-3  # mono peak over source peak, under which the channels cancel out
+SPOOL = 32 * 2**20  # bytes of FLAC kept in memory, 12 minutes; more waits in a nameless file
+BLOCK = 2**20  # bytes
+KEPT = 30 * 2**20  # bytes; above 32 MB glibc would not heed it
 
 
 @dataclass(frozen=True)
@@ -30,35 +34,43 @@ class Resample:
 
     packs: ClassVar[bool] = True
 
-    def __call__(self, clips: Iterable[Clip], pack: BinaryIO) -> Iterator[Clip]:
+    def __call__(self, clips: Iterable[Clip], pack: BinaryIO, raw: Path) -> Iterator[Clip]:
+        np.empty(KEPT, np.uint8)  # freed at once: from then on glibc keeps what blocks free, and each comes cheaper
         for clip in clips:
             try:
-                yield resample(clip, pack)
+                yield resample(clip, pack, raw)
             except Rejected as why:
                 yield clip.reject("resample", why.reason, why.detail)
 
 
-def resample(clip: Clip, pack: BinaryIO) -> Clip:
-    """Append the clip's FLAC to `pack` and return the clip with its facts; raises Rejected."""
-    folder = Path(pack.name).parent
-    with (
-        open_audio(local_path(clip.location)) as stream,
-        NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp") as flac,
-    ):
+def resample(clip: Clip, pack: BinaryIO, raw: Path) -> Clip:
+    """Append the clip's FLAC to `pack` and return the clip with its facts; raises Rejected.
+
+    Only its section is measured and encoded, where it has one. Bytes that were fetched lie in the pack `raw`.
+    """
+    folder = str(Path(pack.name).parent)
+    with open_audio(source(clip, raw), clip.start, clip.end) as stream, Spool(SPOOL, dir=folder) as flac:
         meter = Meter(stream.sample_rate)
         head: list[np.ndarray] = []
-        encode(to_48k(measured(stream, meter), stream.sample_rate), Path(flac.name), head)
+        pcm_md5 = encode(converted(measured(stream, meter), stream.sample_rate, SAMPLE_RATE), flac, head)
         offset = pack.tell()
-        copyfileobj(flac, pack)
+        flac.seek(0)
+        copyfileobj(flac, pack, BLOCK)
         return replace(
             clip,
             sample_rate=stream.sample_rate,
             channels=stream.channels,
-            fingerprint=fingerprint(np.concatenate(head)),
+            fingerprint=fingerprint(np.concatenate([*converted(iter(head), SAMPLE_RATE, PRINT_RATE, "MQ")])),
+            pcm_md5=pcm_md5,
             audio_offset=offset,
             audio_bytes=pack.tell() - offset,
             **meter.facts(),
         )
+
+
+def source(clip: Clip, raw: Path) -> Window:
+    """The clip's bytes: in the pack of download, or a local file where it is."""
+    return Window(raw, clip.raw_offset, clip.raw_bytes) if clip.raw_bytes else Window(local_path(clip.location))
 
 
 def measured(stream: Stream, meter: Meter) -> Iterator[np.ndarray]:
@@ -67,16 +79,16 @@ def measured(stream: Stream, meter: Meter) -> Iterator[np.ndarray]:
     blocks = iter(stream.blocks)
     while True:
         try:
-            with readable():
-                block = next(blocks, None)
+            block = next(blocks, None)
         except Rejected as why:
             trouble, block = why, None
         if block is None:
             break
-        if not np.abs(block).max() < LOUDEST:  # true of NaN too
+        peak = peak_of(block)
+        if not peak < LOUDEST:  # true of NaN too
             raise Rejected("undecodable", "samples that are not numbers, or far beyond full scale")
         mono = block[:, 0] if block.shape[1] == 1 else mix(block)
-        meter.add(block, mono)
+        meter.add(block, mono, peak)
         if meter.frames > LONGEST * stream.sample_rate:
             raise Rejected("too-long", f"over {LONGEST // 3600} hours")
         yield mono
@@ -89,7 +101,9 @@ def mix(block: np.ndarray) -> np.ndarray:
 
 
 def judge(stream: Stream, meter: Meter, trouble: Rejected | None) -> None:
-    """Raise Rejected if what was decoded is not the whole recording or is nothing."""
+    """Raise Rejected if what was decoded is not the whole recording (or section) or is nothing."""
+    if trouble and trouble.reason == "missing-file":  # the disk's fault: it says nothing about the recording
+        raise trouble
     if stream.declared and meter.frames < COMPLETE * stream.declared:
         raise Rejected("truncated", f"{meter.frames} of {stream.declared} frames")
     if trouble and not stream.declared:
@@ -100,41 +114,70 @@ def judge(stream: Stream, meter: Meter, trouble: Rejected | None) -> None:
         raise Rejected("silent", "the channels cancel out when mixed to mono")
 
 
-def to_48k(blocks: Iterator[np.ndarray], sample_rate: int) -> Iterator[np.ndarray]:
-    """Blocks at 48 kHz: soxr's high quality, or the blocks themselves."""
+def converted(blocks: Iterator[np.ndarray], rate: int, to: int, quality: str = "HQ") -> Iterator[np.ndarray]:
+    """Blocks at another rate, through soxr; the samples are those of converting all at once.
+
+    The last block is announced as such: an empty one after it would cost as much as a second of sound.
+    """
     import soxr
 
-    if sample_rate == SAMPLE_RATE:
+    if rate == to:
         yield from blocks
         return
-    stream = soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ")
+    stream = soxr.ResampleStream(rate, to, 1, dtype="float32", quality=quality)
+    held = next(blocks, None)
     for block in blocks:
-        yield stream.resample_chunk(np.ascontiguousarray(block))
-    yield stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield stream.resample_chunk(held)
+        held = block
+    if held is not None:
+        yield stream.resample_chunk(held, last=True)
 
 
-def encode(blocks: Iterator[np.ndarray], path: Path, head: list[np.ndarray]) -> None:
-    """Write float32 blocks at 48 kHz as 16-bit FLAC; `head` collects the start at 6 kHz for the fingerprint.
+class Spool(SpooledTemporaryFile[bytes]):
+    """A temporary file that keeps an error of writing for `check`, as an encoder can take no exception."""
 
-    A write that fails is never the clip's fault: libsndfile's error becomes OSError or BuildError and ends the run.
+    trouble: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.trouble = error
+            return 0
+
+
+def to_int16(block: np.ndarray) -> np.ndarray:
+    """Full scale 1.0 to 16 bits, rounded and limited."""
+    scaled = block * np.float32(32768)
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, -32768, 32767, out=scaled)
+    return scaled.astype(np.int16)
+
+
+def encode(blocks: Iterable[np.ndarray], flac: Spool, head: list[np.ndarray]) -> str:
+    """Write float32 blocks at 48 kHz as 16-bit FLAC and return the MD5 of its samples, in hex.
+
+    `head` collects the start for the fingerprint. A write that fails is never the clip's fault: it ends the run.
     """
     import soundfile
 
-    step, frames, rest = SAMPLE_RATE // PRINT_RATE, 0, np.zeros(0, np.float32)
+    frames = 0
     try:
-        with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as flac:
+        with straight(flac, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as sound:
             for block in blocks:
-                flac.write(np.clip(np.rint(block * 32768), -32768, 32767).astype(np.int16))
+                sound.write(to_int16(block))
+                if frames < PRINT_SECONDS * SAMPLE_RATE:
+                    head.append(block)
                 frames += len(block)
-                if sum(map(len, head)) < PRINT_SECONDS * PRINT_RATE:
-                    rest = np.concatenate([rest, block])
-                    whole = len(rest) // step * step
-                    head.append(rest[:whole].reshape(-1, step).mean(1))
-                    rest = rest[whole:]
-        if frames == 0:
-            raise Rejected("empty", "no frames at 48 kHz")
-        complete = soundfile.info(path).frames == frames
     except soundfile.LibsndfileError as error:
-        raise BuildError(f"cannot write audio beside {path.parent}: {error}: is the disk full?") from error
-    if not complete:
-        raise BuildError(f"audio written beside {path.parent} did not read back: is the disk full?")
+        raise BuildError(f"cannot encode audio: {error}: this is a bug, please report it") from error
+    finally:
+        if flac.trouble:
+            raise flac.trouble
+    if frames == 0:
+        raise Rejected("empty", "no frames at 48 kHz")
+    flac.seek(0)
+    stated = flac.read(42)  # FLAC's first block: 36 bits for the number of samples, 128 for their MD5
+    if int.from_bytes(stated[18:26], "big") % 2**36 != frames:
+        raise BuildError("audio did not read back as encoded: this is a bug, please report it")
+    return stated[26:42].hex()

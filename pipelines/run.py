@@ -1,44 +1,72 @@
-"""Parts through stages: the engine. A part is one Parquet file of clips; it exists when it is complete.
+"""Parts through stages. A part is one Parquet file of clips; it exists when it is complete.
 
-    with engine(workers=2) as run:
-        for part in run(partial(run_part, build, stages), parts): ...
-
-With no workers it is a plain loop in this process. Otherwise Ray runs one task a part; rows and bytes stay on
-disk, only the number of the part travels. A task that dies (a decoder's crash, the kernel's memory killer) is
-tried again; see Journal for how the one clip at fault is found.
+A stage that packs writes bytes too, into one file beside the part. An older version of a part (old-00012.*)
+lends its rows to the new one, so that clips are tried again without touching those that are done.
 """
 
 import faulthandler
-import logging
-import os
 import re
-import signal
-import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Protocol, TypeVar
+from shutil import copyfile
+from typing import Any, ClassVar, Protocol
 
 from pipelines.clip import Clip, read_clips, write_clips
 from pipelines.disk import BuildError, atomic
+from pipelines.engine import DEATHS
 
-DEATHS = 3  # of a worker with the same clip in hand, until that clip is held to be the cause
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+CLIP_TIMEOUT = 600.0  # s over one clip, after which its decoder is held to hang
+GRACE = 60.0  # s on top, in which a worker should have ended itself
+AGAIN = "again"  # in the stage column of an old row: fetch it again if it has changed
 
 
 class Stage(Protocol):
     """A frozen dataclass whose fields are its settings; it yields the clips it takes, changed or rejected.
 
     It sees only clips that nobody before it rejected. A stage with `packs = True` also takes the open file
-    into which it writes bytes.
+    into which it writes bytes, and the path of the pack that the stage before it wrote; it may name the seconds
+    after which a clip in hand is held to hang (`clip_timeout`). One with `network = True` waits rather than
+    computes. One with `gather` needs every part before it begins.
     """
 
     packs: ClassVar[bool]
     __dataclass_fields__: ClassVar[dict[str, Any]]
     __call__: Callable[..., Iterator[Clip]]
+
+
+@dataclass
+class Count:
+    """What came of the rows that a stage took in."""
+
+    rows: int = 0
+    kept: int = 0
+    seconds: float = 0.0  # of the kept clips
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+class Tally(dict[str, Count]):
+    """{stage: count} of the rows seen so far."""
+
+    def add(self, stage: str, clip: Clip) -> None:
+        """Count a clip that a stage is done with."""
+        count = self.setdefault(stage, Count())
+        count.rows += 1
+        if clip.reason:
+            count.reasons[clip.reason] += 1
+        else:
+            count.kept += 1
+            count.seconds += clip.duration or 0
+
+    def merge(self, other: "Tally") -> None:
+        """Add another process's counts."""
+        for stage, theirs in other.items():
+            ours = self.setdefault(stage, Count())
+            ours.rows, ours.kept = ours.rows + theirs.rows, ours.kept + theirs.kept
+            ours.seconds += theirs.seconds
+            ours.reasons += theirs.reasons
 
 
 def name_of(stage: object) -> str:
@@ -51,59 +79,118 @@ def part_path(build: Path, stage: str, part: int) -> Path:
     return build / stage / f"part-{part:05d}.parquet"
 
 
-def run_part(build: Path, stages: list[Stage], part: int) -> int:
-    """Take one part through every stage that it has not passed yet; returns its number."""
-    before, clips = part_path(build, "manifest", part), None
+def old_path(path: Path) -> Path:
+    """BUILD/<stage>/old-00012.parquet of a part."""
+    return path.with_name(path.name.replace("part-", "old-"))
+
+
+def run_part(
+    build: Path, before: str, stages: list[Stage], part: int, *, keep_raw: bool = False, tally: Tally | None = None
+) -> Tally:
+    """Take one part through every stage that it has not passed yet, from where stage `before` left it.
+
+    Each row is counted in `tally` as it is done with. Bytes that a stage took from the pack of an earlier one are
+    removed, unless `keep_raw`.
+    """
+    tally = Tally() if tally is None else tally
+    last, clips = part_path(build, before, part), None
+    raw = last.with_suffix(".pack")
     for stage in stages:
         path = part_path(build, name_of(stage), part)
         if path.exists():
             clips = None
         else:
-            clips = run_stage(stage, read_clips(before) if clips is None else clips, path)
-        before = path
-    return part
+            clips = run_stage(stage, read_clips(last) if clips is None else clips, path, raw, tally)
+        if stage.packs:
+            if not keep_raw and raw.exists() and raw.stat().st_size:
+                raw.unlink()
+            raw = path.with_suffix(".pack")
+        last = path
+    return tally
 
 
-def run_stage(stage: Stage, clips: list[Clip], path: Path) -> list[Clip]:
+def run_stage(stage: Stage, clips: list[Clip], path: Path, raw: Path, tally: Tally) -> list[Clip]:
     """Run one stage over one part and commit the result under `path`, bytes first."""
-    if stage.packs:
-        with Journal(path.with_suffix(".journal")) as journal, atomic(path.with_suffix(".pack")) as pack:
-            with pack.open("wb") as handle:
-                clips = apply(stage, journal.watch(clips, name_of(stage)), handle)
-        journal.path.unlink()  # before the rows: a journal beside a finished part would stay for ever
+    old = old_path(path)
+    old_pack = old.with_suffix(".pack")
+    before = {clip.id: clip for clip in read_clips(old)} if old.exists() else {}
+    if not stage.packs:
+        clips = apply(stage, clips, tally, before)
     else:
-        clips = apply(stage, clips)
+        with atomic(path.with_suffix(".pack")) as pack:
+            if old_pack.exists():
+                copyfile(old_pack, pack)  # what old rows point to stays where it was
+            with pack.open("ab") as handle:
+                clips = watched(stage, clips, path, tally, before, handle, raw)
     write_clips(path, clips)
+    old.unlink(missing_ok=True)
+    old_pack.unlink(missing_ok=True)
     return clips
 
 
-def apply(stage: Stage, clips: Iterable[Clip], *pack: BinaryIO) -> list[Clip]:
-    """The clips after `stage`, row for row; rejected ones pass by. Raises BuildError if one got lost."""
-    rows: list[Clip] = []
+def watched(stage: Stage, clips: list[Clip], path: Path, *given: Any) -> list[Clip]:
+    """The clips after a stage that packs: where it opens audio, the clip in hand is journalled."""
+    if getattr(stage, "network", False):
+        return apply(stage, clips, *given)
+    with Journal(path.with_suffix(".journal"), clip_timeout(stage)) as journal:
+        clips = apply(stage, journal.watch(clips, name_of(stage)), *given)
+    journal.path.unlink()  # before the rows: a journal beside a finished part would stay for ever
+    return clips
+
+
+def apply(stage: Stage, clips: Iterable[Clip], tally: Tally, old: dict[str, Clip], *packs: Any) -> list[Clip]:
+    """The clips after `stage`, row for row; rejected ones pass by, and those of `old` that still hold are taken over.
+
+    Raises BuildError if one got lost.
+    """
+    rows: list[Clip | None] = []  # None where the stage has its say
+    asked: list[str] = []
 
     def live() -> Iterator[Clip]:
         for clip in clips:
-            rows.append(clip)
-            if not clip.reason:
-                yield clip
+            done = clip if clip.reason else taken_over(clip, old.get(clip.id))
+            rows.append(done)
+            if done is not None:
+                tally.add(name_of(stage), done)
+                continue
+            asked.append(clip.id)
+            yield again(clip, old.get(clip.id))
 
-    changed = list(stage(live(), *pack))
-    if [clip.id for clip in changed] != [clip.id for clip in rows if not clip.reason]:
+    changed = []
+    for clip in stage(live(), *packs):
+        tally.add(name_of(stage), clip)
+        changed.append(clip)
+    if [clip.id for clip in changed] != asked:
         raise BuildError(f"stage {name_of(stage)} lost or swapped clips: this is a bug, please report it")
     after = iter(changed)
-    return [clip if clip.reason else next(after) for clip in rows]
+    return [next(after) if row is None else row for row in rows]
+
+
+def taken_over(clip: Clip, old: Clip | None) -> Clip | None:
+    """The old row of a clip if it holds for it still: not marked to be tried again, and of the same bytes."""
+    if old is None or old.stage == AGAIN or (clip.sha256 and clip.sha256 != old.sha256):
+        return None
+    return old
+
+
+def again(clip: Clip, old: Clip | None) -> Clip:
+    """A clip to fetch, with what is known of its bytes from last time."""
+    if old is None or old.stage != AGAIN:
+        return clip
+    return replace(clip, sha256=old.sha256, size=old.size, validator=old.validator,
+                   raw_offset=old.raw_offset, raw_bytes=old.raw_bytes)  # fmt: skip
 
 
 class Journal:
-    """Names the clip in hand, so that a decoder that takes the process down costs that clip only.
+    """Names the clip in hand, so that a decoder that takes the process down, or hangs, costs that clip only.
 
-    On a fatal signal faulthandler adds its own line to the same file; a SIGKILL from outside adds nothing.
-    So the next run can tell the clip that crashed the decoder from one that was merely in hand when the build
-    was killed, and rejects only the former.
+    On a fatal signal faulthandler adds its own line to the same file, and so it does when a clip takes too long,
+    before it ends the process; a SIGKILL from outside adds nothing. So the next run can tell the clip at fault from
+    one that was merely in hand when the build was killed, and rejects only the former.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path, self.seconds = path, seconds
 
     def __enter__(self) -> "Journal":
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +200,7 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
+        faulthandler.cancel_dump_traceback_later()
         faulthandler.disable()
         if self.faults_were_on:
             faulthandler.enable()
@@ -120,13 +208,30 @@ class Journal:
 
     def watch(self, clips: Iterable[Clip], stage: str) -> Iterator[Clip]:
         """Note each clip as it is handed out; those that crashed an earlier run come out rejected."""
-        crashes = dict(re.findall(rb"row (\d+)\n+Fatal ([^\n]*)", self.path.read_bytes()))
+        noted = self.path.read_bytes()
+        faults = dict(re.findall(rb"row (\d+)\n+(?:Fatal (?=[^\n])|(?=Timeout))([^\n]*)", noted))
         for row, clip in enumerate(clips):
-            if fault := crashes.get(b"%d" % row):
+            if fault := faults.get(b"%d" % row):
                 yield clip.reject(stage, "decoder-crashed", fault.decode("utf-8", "replace"))
             else:
                 self.handle.write(b"row %d\n" % row)
+                faulthandler.dump_traceback_later(self.seconds, file=self.handle, exit=True)
                 yield clip
+
+
+def stalled(build: Path, stages: list[Stage], part: int, since: float) -> bool:
+    """Whether a worker that began with this part after `since` has had a clip in hand for too long.
+
+    It should have ended itself by then, and must have been stopped.
+    """
+    latest = time.time() - max(map(clip_timeout, stages)) - GRACE
+    noted = [path.stat().st_mtime for path in journals(build, stages, part) if path.exists()]
+    return any(since < moment < latest for moment in noted)
+
+
+def clip_timeout(stage: object) -> float:
+    """Seconds that a stage may take over one clip."""
+    return float(getattr(stage, "clip_timeout", CLIP_TIMEOUT))
 
 
 def blame_part(build: Path, stages: list[Stage], part: int, deaths: int) -> None:
@@ -135,8 +240,7 @@ def blame_part(build: Path, stages: list[Stage], part: int, deaths: int) -> None
     A crash has left its own line in the journal; a worker that was killed has not. A clip that was in hand at
     three such deaths is blamed for them. Raises BuildError if workers die with no clip in hand.
     """
-    journals = [part_path(build, name_of(stage), part).with_suffix(".journal") for stage in stages if stage.packs]
-    noted = {path: path.read_bytes() for path in journals if path.exists()}
+    noted = {path: path.read_bytes() for path in journals(build, stages, part) if path.exists()}
     explained = False
     for path, lines in noted.items():
         if last := re.search(rb"row \d+\n\Z", lines):
@@ -148,77 +252,6 @@ def blame_part(build: Path, stages: list[Stage], part: int, deaths: int) -> None
         raise BuildError(f"a worker died {deaths} times on part {part} of {build}: is the memory exhausted?")
 
 
-@contextmanager
-def engine(workers: int = 0, address: str | None = None) -> Iterator[Callable[..., Iterable[Any]]]:
-    """Yield `run(task, items, died)`, which yields `task(item)` for every item as it finishes.
-
-    Without workers or an address that is a plain loop in this process; else Ray, started when there is first
-    something to do and gone when the engine is left. `died(item, times)` is called when a worker died on an item,
-    before it is tried again; it may raise. An exception of the task ends the run.
-    """
-    if not workers and not address:
-        yield lambda task, items, died=None: map(task, items)
-        return
-    ours = not ("ray" in sys.modules and sys.modules["ray"].is_initialized())
-    try:
-        yield partial(run_on_ray, workers=workers, address=address)
-    finally:
-        if ours and "ray" in sys.modules:
-            sys.modules["ray"].shutdown()
-
-
-def run_on_ray(
-    task: Callable[[Item], Result],
-    items: Iterable[Item],
-    died: Callable[[Item, int], None] | None = None,
-    *,
-    workers: int,
-    address: str | None,
-) -> Iterator[Result]:
-    """Ray core: one task an item, at most two a core in flight, nothing in the object store but numbers."""
-    waiting = iter(items)
-    flying: dict[Any, Item] = {}
-    deaths: Counter[Item] = Counter()
-    item = next(waiting, None)
-    if item is None:
-        return
-    ray = start_ray(workers, address)
-    remote = ray.remote(num_cpus=1, max_retries=0)(lambda item: task(item))  # Ray takes no partial
-    slots = 2 * (workers or int(ray.cluster_resources()["CPU"]))
-    while flying or item is not None:
-        while len(flying) < slots and item is not None:
-            flying[remote.remote(item)] = item
-            item = next(waiting, None)
-        (done,), _ = ray.wait(list(flying), num_returns=1)
-        ended = flying.pop(done)
-        try:
-            yield ray.get(done)
-        except (
-            ray.exceptions.WorkerCrashedError,
-            ray.exceptions.OutOfMemoryError,
-            ray.exceptions.NodeDiedError,
-        ) as error:
-            deaths[ended] += 1
-            if died is not None:
-                died(ended, deaths[ended])
-            elif deaths[ended] >= DEATHS:
-                raise BuildError(f"Ray workers died {DEATHS} times on {ended}: is the memory exhausted?") from error
-            flying[remote.remote(ended)] = ended
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause from error
-        except ray.exceptions.RayError as error:
-            raise BuildError(f"Ray failed: {error}: run the same command again to continue") from error
-
-
-def start_ray(workers: int, address: str | None) -> Any:
-    """Join the cluster at `address` or start a small one here; returns the module."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    if not ray.is_initialized():
-        local: dict[str, Any] = {"num_cpus": workers, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-        stop = signal.getsignal(signal.SIGTERM)
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else local))
-        signal.signal(signal.SIGTERM, stop)  # Ray puts its own handler there, which exits without a word
-    return ray
+def journals(build: Path, stages: list[Stage], part: int) -> list[Path]:
+    """Where the stages that open audio note the clip in hand."""
+    return [part_path(build, name_of(stage), part).with_suffix(".journal") for stage in stages if stage.packs]

@@ -11,6 +11,8 @@ def printable(text: str) -> str:
 
     A surrogate stands for a byte that was not UTF-8; it becomes U+FFFD, so that Parquet and terminals can take it.
     """
+    if text.isprintable():  # nearly every text; it has none of these
+        return text.strip()
     text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
     return "".join(" " if unicodedata.category(char) == "Cc" or char in BIDI else char for char in text).strip()
 
@@ -22,7 +24,7 @@ def clean(text: str) -> str:
 
 def words(text: str) -> int:
     """How many words a caption has, split at white space, punctuation alone not counted."""
-    return sum(any(char.isalnum() for char in word) for word in text.split())
+    return sum(word.isalnum() or any(map(str.isalnum, word)) for word in text.split())
 
 
 def from_name(stem: str) -> str:

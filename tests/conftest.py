@@ -46,8 +46,8 @@ def hostile(folder: Path) -> dict[str, str]:
     (folder / "noise.wav").write_bytes(np.random.default_rng(0).bytes(5_000))
     (folder / "header only.wav").write_bytes(good[:44])
     (folder / "corrupt.flac").write_bytes(b"fLaC" + np.random.default_rng(0).bytes(5_000))
-    (folder / "new\nline.wav").write_bytes(good)
-    Path(os.fsdecode(bytes(folder) + b"/caf\xe9.wav")).write_bytes(good)
+    write(folder / "new\nline.wav", hertz=500)
+    write(Path(os.fsdecode(bytes(folder) + b"/caf\xe9.wav")), hertz=600)
     return {
         "good dog.wav": "", "empty.wav": "empty", "text.wav": "not-audio", "truncated.wav": "truncated",
         "four gigabytes.wav": "truncated", "a folder.wav": "not-audio", "dangling.wav": "missing-file",

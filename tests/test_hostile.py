@@ -15,8 +15,10 @@ from conftest import cli, hostile, tone, write
 
 def fates(out: Path) -> dict[str, str]:
     """{native id: reason} of every row of a build, "" for a published one."""
-    rows = pq.read_table(sorted((out / "dataset/data").glob("*.parquet")), columns=["id"]).to_pylist()
-    kept = {row["id"].split("/", 1)[1]: "" for row in rows}
+    shards = sorted((out / "dataset/data").glob("*.parquet"))
+    kept = {
+        id.split("/", 1)[1]: "" for shard in shards for id in pq.read_table(shard, columns=["id"])["id"].to_pylist()
+    }
     rejected = pq.read_table(out / "rejected.parquet").to_pylist()
     return kept | {row["id"].split("/", 1)[1]: row["reason"] for row in rejected}
 
@@ -81,11 +83,10 @@ def test_streamed_wav_without_sizes_is_kept(tmp_path):
     assert rejected(tmp_path) == []
 
 
-def test_a_url_is_refused_with_its_reason_while_downloads_are_not_built_in(tmp_path):
-    (tmp_path / "t.csv").write_text("url,caption\nhttps://example.org/a.wav,A dog\nftp://example.org/b.wav,A cat\n")
+def test_an_address_of_another_kind_than_http_is_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("id,url,caption\n1,gopher://example.org/a.wav,A dog\n2,ftp://e.org/b.wav,A cat\n")
     cli("build-dataset", "csv", "--input", tmp_path / "t.csv", "--out", tmp_path / "out")
-    rows = pq.read_table(tmp_path / "out/rejected.parquet").to_pylist()
-    assert [row["reason"] for row in rows] == ["unsupported-url"] * 2
+    assert fates(tmp_path / "out") == {"1": "unsupported-url", "2": "unsupported-url"}
 
 
 @pytest.mark.parametrize(
@@ -150,30 +151,13 @@ def test_samples_far_beyond_full_scale_are_undecodable(tmp_path):
     assert rejected(tmp_path) == [("undecodable", "resample")]
 
 
-@pytest.mark.slow
-def test_whatever_bytes_are_flipped_a_file_is_kept_or_rejected(tmp_path):
-    random = np.random.default_rng(0)
-    for suffix in ("wav", "flac", "ogg", "mp3", "aiff", "caf", "w64"):
-        whole = np.frombuffer(write(tmp_path / f"whole.{suffix}", 0.3).read_bytes(), np.uint8)
-        for number in range(40):
-            broken = whole.copy()
-            where = random.integers(0, min(len(broken), (64, len(broken))[number % 2]), 3)
-            broken[where] = random.integers(0, 256, 3)
-            path = tmp_path / f"in/word {number}.{suffix}"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(broken.tobytes())
-    done = cli("build-dataset", "folder", "--input", tmp_path / "in", "--out", tmp_path / "out", "--json")
-    report = json.loads(done.stdout)
-    assert report["rows"] == 280 == report["kept"] + report["rejected"]
-
-
 ODD_ROWS = {
     "an address that is none": ("http://[bad/a.wav", "", "", "unsupported-url"),
-    "a byte that is not UTF-8": ("https://e.org/caf\udce9.wav", "", "", "unsupported-url"),
+    "a byte that is not UTF-8": ("https://127.0.0.1/caf\udce9.wav", "", "", "forbidden-address"),
     "a file address without a root": ("file://in/good.wav", "", "", "unsupported-url"),
-    "a fold beyond numbers": ("good.wav", "9" * 400, "", ""),
-    "a split beyond names": ("good.wav", "", "s" * 300, ""),
-    "a split named all": ("good.wav", "", "all", ""),
+    "a fold beyond numbers": ("other.wav", "9" * 400, "", ""),
+    "a split beyond names": ("other.wav", "", "s" * 300, ""),
+    "a split named all": ("other.wav", "", "all", ""),
     "a file named raw": ("good.raw", "", "", "not-audio"),
 }
 
@@ -182,6 +166,7 @@ ODD_ROWS = {
 def test_an_odd_row_costs_nothing_but_itself(tmp_path, name):
     path, fold, split, reason = ODD_ROWS[name]
     write(tmp_path / "good.wav")
+    write(tmp_path / "other.wav", hertz=600)
     (tmp_path / "good.raw").write_bytes(b"no header" * 99)
     odd = f"2,{path},[[[[ a bracket,{fold},{split},{'t' * 200_000}"
     text = f"id,path,caption,fold,split,title\n1,good.wav,A dog,,,\n{odd}\n"

@@ -120,9 +120,9 @@ def test_a_new_threshold_redoes_the_filter_and_what_follows_only(sounds, referen
     out = shutil.copytree(reference, tmp_path / "out")
     before = finished(out)
     done = cli(*build(sounds, out, "--min-duration", 2))
-    assert "redoing filter, caption" in done.stderr
+    assert "redoing filter, dedup, caption" in done.stderr
     redone = {path.parent.name for path, file in finished(out).items() if before.get(path) != file}
-    assert redone == {"filter", "caption", "data"}
+    assert redone == {"filter", "dedup", "caption", "data"}
     reasons = pq.read_table(out / "rejected.parquet")["reason"].to_pylist()
     assert reasons.count("too-short") > 5
     cli(*build(sounds, out))

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,8 @@ from conftest import ROOT
 
 from pipelines.clip import Clip, read_clips, write_clips
 from pipelines.disk import BuildError
-from pipelines.run import apply, blame_part, engine, part_path, run_part
+from pipelines.engine import Step, engine
+from pipelines.run import Tally, apply, blame_part, part_path, run_part, stalled
 
 
 @dataclass(frozen=True)
@@ -25,13 +27,18 @@ class Fragile:
     """Stands for a decoder: some titles take the process down, by a crash or as the kernel would."""
 
     packs: ClassVar[bool] = True
+    clip_timeout: ClassVar[float] = 3.0
 
-    def __call__(self, clips: Iterable[Clip], pack: BinaryIO) -> Iterator[Clip]:
+    def __call__(self, clips: Iterable[Clip], pack: BinaryIO, raw: Path) -> Iterator[Clip]:
         for clip in clips:
             if clip.title == "crash":
                 ctypes.string_at(0)
             if clip.title == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            if clip.title == "hang":
+                time.sleep(1_000)
+            if clip.title == "stop":
+                os.kill(os.getpid(), signal.SIGSTOP)
             pack.write(b"x")
             yield replace(clip, audio_bytes=1)
 
@@ -54,14 +61,16 @@ def reasons(build: Path) -> list[str]:
 
 def test_a_stage_that_loses_a_clip_ends_the_run():
     with pytest.raises(BuildError, match="lost or swapped"):
-        apply(Forgetful(), [Clip("x/1", "x"), Clip("x/2", "x")])
+        apply(Forgetful(), [Clip("x/1", "x"), Clip("x/2", "x")], Tally(), {})
 
 
 def test_rejected_clips_pass_by_and_keep_their_place():
     gone = Clip("x/1", "x").reject("download", "http-404")
-    clips = apply(Fragile(), [Clip("x/0", "x"), gone, Clip("x/2", "x")], BytesIO())
+    tally = Tally()
+    clips = apply(Fragile(), [Clip("x/0", "x"), gone, Clip("x/2", "x")], tally, {}, BytesIO(), Path())
     assert [clip.id for clip in clips] == ["x/0", "x/1", "x/2"]
     assert clips[1] is gone
+    assert (tally["fragile"].rows, tally["fragile"].kept, tally["fragile"].reasons) == (3, 2, {"http-404": 1})
 
 
 def test_a_reason_outside_the_vocabulary_is_an_error():
@@ -72,7 +81,7 @@ def test_a_reason_outside_the_vocabulary_is_an_error():
 def run_in_a_process(build: Path) -> int:
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from test_run import *;"
-        "run_part(Path(sys.argv[1]), [Fragile()], 0)"
+        "run_part(Path(sys.argv[1]), 'manifest', [Fragile()], 0)"
     )
     line = [sys.executable, "-c", code, str(build), str(ROOT), str(ROOT / "tests")]
     return subprocess.run(line, capture_output=True).returncode
@@ -97,10 +106,29 @@ def test_on_ray_clips_that_kill_their_worker_are_found_and_rejected(tmp_path, mo
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     part_of(tmp_path, "fine", "crash", "kill", "fine")
     stages = [Fragile()]
-    task, died = partial(run_part, tmp_path, stages), partial(blame_part, tmp_path, stages)
+    step = Step(partial(run_part, tmp_path, "manifest", stages), died=partial(blame_part, tmp_path, stages))
     with engine(workers=1) as run:
-        assert list(run(task, [0], died)) == [0]
+        (tally,) = run([step], [0])
+    assert tally["fragile"].reasons == {"decoder-crashed": 2}
     assert reasons(tmp_path) == ["", "decoder-crashed", "decoder-crashed", ""]
+
+
+def test_on_ray_a_decoder_that_hangs_and_a_worker_that_is_stopped_cost_their_clip(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
+    monkeypatch.setattr("pipelines.run.GRACE", 1.0)
+    monkeypatch.setattr("pipelines.engine.TICK", 0.5)
+    part_of(tmp_path, "fine", "hang", "stop", "fine")
+    stages = [Fragile()]
+    died, hung = partial(blame_part, tmp_path, stages), partial(stalled, tmp_path, stages)
+    with engine(workers=1) as run:
+        list(run([Step(partial(run_part, tmp_path, "manifest", stages), died=died, stalled=hung)], [0]))
+    assert reasons(tmp_path) == ["", "decoder-crashed", "decoder-crashed", ""]
+
+
+def test_in_this_process_a_decoder_that_hangs_ends_it_and_is_rejected_on_the_next_run(tmp_path):
+    part_of(tmp_path, "fine", "hang", "fine")
+    assert [run_in_a_process(tmp_path) for _ in range(2)] == [1, 0]
+    assert reasons(tmp_path) == ["", "decoder-crashed", ""]
 
 
 def test_workers_that_die_with_no_clip_in_hand_end_the_run(tmp_path):
@@ -128,4 +156,4 @@ def test_an_error_of_a_worker_ends_the_run_as_itself():
         raise BuildError(f"no luck with {item}")
 
     with pytest.raises(BuildError, match="no luck with 7"), engine(workers=1) as run:
-        list(run(fail, [7]))
+        list(run([Step(fail)], [7]))

@@ -36,12 +36,12 @@ class Source:
     """A corpus: its name, its clips given an input path, and its datacard."""
 
     name: str
-    clips: Callable[[Path, Reading], Iterable[Clip]]
+    clips: Callable[[Any, Reading], Iterable[Clip]]
     card: dict[str, Any]
 
 
-def folder(path: Path, reading: Reading) -> Iterable[Clip]:
-    """A folder of audio files; see pipelines.sources.folder."""
+def folder(path: Path | str, reading: Reading) -> Iterable[Clip]:
+    """A folder or an archive of audio files, here or at a URL; see pipelines.sources.folder."""
     from pipelines.sources.folder import clips
 
     return clips(path, reading)
@@ -54,7 +54,7 @@ def csv(path: Path, reading: Reading) -> Iterable[Clip]:
     return clips(path, reading)
 
 
-SOURCES: dict[str, Callable[[Path, Reading], Iterable[Clip]]] = {"folder": folder, "csv": csv}
+SOURCES: dict[str, Callable[[Any, Reading], Iterable[Clip]]] = {"folder": folder, "csv": csv}
 
 
 def source(name: str) -> Source:

@@ -1,25 +1,26 @@
 """`csv`: a table (CSV, TSV, JSON, JSONL or Parquet) of paths or URLs with captions and what else is known.
 
 Columns are recognised by their usual names, else given with `--column FIELD=NAME`. Rows that name the same clip
-are one clip with all their captions. Relative paths start at the table's own folder.
+are one clip with all their captions; `start` and `end` (s) make a section of a recording a clip of its own. A place
+is a path (relative ones start at the table's own folder), a URL of any kind, or `archive.zip#member`.
 """
 
 import json
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.clip import Clip, to_json
 from pipelines.disk import BuildError
-from pipelines.download import to_location
+from pipelines.local import to_location
+from pipelines.sources.rows import Table, read_table
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from pipelines.sources import Reading
 
 # field of Clip: names under which tables publish it, best first
@@ -36,9 +37,18 @@ NAMES = {
     "author": ("author", "username", "uploader", "artist", "creator"),
     "title": ("title",),
     "url": ("source_url", "page_url", "webpage", "href", "link", "url"),
+    "start": ("start", "start_time", "start_seconds", "onset"),
+    "end": ("end", "end_time", "end_seconds"),
     "duration": ("duration",),
+    "sample_rate": ("sample_rate", "samplerate", "sampling_rate"),
+    "channels": ("channels", "num_channels"),
+    "size": ("size", "bytes", "file_size"),
+    "sha256": ("sha256",),
 }  # fmt: skip
 NUMBERED = re.compile(r"(caption|text|sentence)[._]?\d+")  # caption_1, caption2, ...
+NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]*)?")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+ARCHIVE = re.compile(r"(.+?\.(?:zip|tar|tar\.gz|tgz))#(.+)", re.IGNORECASE | re.DOTALL)
 SPLITS = {
     "train": "train", "training": "train", "dev": "train", "development": "train",
     "val": "validation", "valid": "validation", "validation": "validation",
@@ -51,62 +61,18 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
     """Clips of a table, in the order of their first rows; raises BuildError if it cannot be read."""
     if not path.is_file():
         raise BuildError(f"{path} is not a file: source csv takes a .csv, .tsv, .json, .jsonl or .parquet table")
-    frame = read_table(path)
-    yield from grouped(rows_to_clips(frame, recognise(frame, reading.columns(), path), path.parent, "csv"))
+    table = read_table(path)
+    yield from gathered(table, recognise(table, reading.columns(), path), path.parent.absolute(), "csv")
 
 
-def read_table(path: Path) -> "pd.DataFrame":
-    """A table with every cell as published: strings from text formats, values from JSON and Parquet."""
-    import pandas as pd
-
-    text: Any = {
-        "dtype": object, "keep_default_na": False, "index_col": False,
-        "encoding": "utf-8-sig", "encoding_errors": "surrogateescape",
-    }  # fmt: skip
-    readers = {
-        ".csv": lambda: pd.read_csv(path, **text),
-        ".tsv": lambda: pd.read_csv(path, sep="\t", **text),
-        ".json": lambda: pd.DataFrame(json.loads(path.read_text(encoding="utf-8-sig")), dtype=object),
-        ".jsonl": lambda: pd.DataFrame([json.loads(line) for line in lines(path)], dtype=object),
-        ".parquet": lambda: pd.read_parquet(path),
-    }
-    if path.suffix.lower() not in readers:
-        raise BuildError(f"cannot read {path}: want one of {', '.join(readers)}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)  # a row with more cells than the header
-            frame = readers[path.suffix.lower()]().astype(object)
-    except (ValueError, OSError, RecursionError, pd.errors.ParserWarning) as error:  # pyarrow's are ValueErrors
-        raise BuildError(f"cannot read {path}: {error}") from error
-    if path.suffix.lower() in (".csv", ".tsv"):
-        refuse_open_quote(frame, path)
-    return frame
-
-
-def refuse_open_quote(frame: "pd.DataFrame", path: Path) -> None:
-    """Raise BuildError for a cell that holds whole rows, because a quote before them was not closed."""
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    for number, row in enumerate(frame.itertuples(index=False, name=None), start=1):
-        for cell in row:
-            if isinstance(cell, str) and "\n" in cell:
-                inside = max(line.count(separator) for line in cell.splitlines())
-                if len(row) > 1 and inside >= len(row) - 1:
-                    raise BuildError(f"{path}, row {number}: a quote is not closed and swallows other rows")
-
-
-def lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
-    return [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-
-
-def recognise(frame: "pd.DataFrame", given: dict[str, str], path: Path) -> dict[str, list[str]]:
+def recognise(table: Table, given: dict[str, str], path: Path) -> dict[str, list[str]]:
     """{field of Clip: its columns}; raises BuildError if a given column or the location is missing."""
-    lower = {str(name).strip().lower(): name for name in reversed(frame.columns)}
+    lower = {str(name).strip().lower(): name for name in reversed(table.columns)}
     columns: dict[str, list[str]] = {}
     for field, names in NAMES.items():
         if field in given:
-            if given[field] not in frame.columns:
-                raise BuildError(f"{path} has no column {given[field]!r}; it has {', '.join(map(str, frame))}")
+            if given[field] not in table.columns:
+                raise BuildError(f"{path} has no column {given[field]!r}; it has {', '.join(map(str, table.columns))}")
             columns[field] = [given[field]]
         elif known := [lower[name] for name in names if name in lower]:
             columns[field] = known[:1]
@@ -126,70 +92,195 @@ def natural(item: tuple[str, str]) -> tuple[str, int]:
     return re.sub(r"\d+", "", item[0]), int(re.search(r"\d+", item[0] + "0")[0])  # type: ignore[index]
 
 
-def rows_to_clips(frame: "pd.DataFrame", columns: dict[str, list[str]], root: Path, source: str) -> Iterator[Clip]:
+class Layout(NamedTuple):
+    """How to read a table's rows: its column names, which of them hold each field, where relative paths start."""
+
+    names: list[str]
+    places: dict[str, list[int]]
+    root: Path
+    source: str
+
+
+class Piece(NamedTuple):
+    """Some rows of a table: their numbers from 1 and their cells, column by column."""
+
+    numbers: Sequence[int]
+    cells: list[list[Any]]
+    layout: Layout
+
+    def only(self, rows: list[int]) -> "Piece":
+        """Only these rows, counted from 0 within the piece."""
+        cells = [[column[row] for row in rows] for column in self.cells]
+        return Piece([self.numbers[row] for row in rows], cells, self.layout)
+
+    def texts(self, field: str) -> list[str]:
+        """A field's first cells as texts, "" where there is none."""
+        if field not in self.layout.places:
+            return [""] * len(self.numbers)
+        return [text(cell) for cell in self.cells[self.layout.places[field][0]]]
+
+    def floats(self, field: str) -> list[float | None]:
+        """A field's first cells as numbers from 0, None where there is none."""
+        return [float(said) if said and NUMBER.fullmatch(said) else None for said in self.texts(field)]
+
+    def integers(self, field: str, below: int = 2**31) -> list[int | None]:
+        """A field's first cells as integers from 0, None where there is none."""
+        return [int(x) if x is not None and x < below and x.is_integer() else None for x in self.floats(field)]
+
+    def lists(self, field: str, separators: str = "") -> list[tuple[str, ...]]:
+        """The texts in all cells of a field; a cell is split at the first of `separators` that it holds."""
+        columns = [self.cells[place] for place in self.layout.places.get(field, ())]
+        rows = zip(*columns, strict=True) if columns else [()] * len(self.numbers)
+        return [tuple(item for cell in row for item in several(cell, separators)) for row in rows]
+
+
+def read_pieces(table: Table, columns: dict[str, list[str]], root: Path, source: str) -> Iterator[Piece]:
+    """The pieces of a table, in which fields can be looked up."""
+    places = {field: [table.columns.index(name) for name in names] for field, names in columns.items() if names}
+    layout = Layout([str(name) for name in table.columns], places, root, source)
+    begin = 1
+    for cells in table.pieces():
+        yield Piece(range(begin, begin + len(cells[0])), cells, layout)
+        begin += len(cells[0])
+
+
+def rows_to_clips(table: Table, columns: dict[str, list[str]], root: Path, source: str) -> Iterator[Clip]:
     """One clip per row, not yet grouped."""
-    names = [str(name) for name in frame.columns]
-    for number, values in enumerate(frame.itertuples(index=False, name=None), start=1):
-        row = dict(zip(frame.columns, values, strict=True))
-        cells = {field: [row[name] for name in columns[field]] for field in columns}
-        original = to_json(dict(zip(names, map(plain, values), strict=True)))
-        yield row_to_clip(cells, root, source, number, original)
+    for piece in read_pieces(table, columns, root, source):
+        yield from piece_to_clips(piece)
 
 
-def row_to_clip(cells: dict[str, list[Any]], root: Path, source: str, number: int, original: str) -> Clip:
-    """A clip from the cells of a row; a row without a path is rejected as "missing-file"."""
+def gathered(table: Table, columns: dict[str, list[str]], root: Path, source: str) -> Iterator[Clip]:
+    """Rows of the same clip as one, in the order of their first rows.
 
-    def one(field: str) -> str:
-        return first(cells.get(field, []))
-
-    place = one("location")
-    location = place if "://" in place else to_location((root / place).absolute()) if place else ""
-    clip = Clip(
-        id=f"{source}/{one('id') or place or f'row-{number}'}",
-        source=source,
-        location=location,
-        captions=tuple(text for cell in cells.get("captions", []) for text in several(cell)),
-        tags=tuple(
-            text for cell in cells.get("tags", []) for text in several(cell, ";" if ";" in one("tags") else ",")
-        ),
-        labels=tuple(text for cell in cells.get("labels", []) for text in several(cell, ";")),
-        fold=int(float(one("fold"))) if re.fullmatch(r"\d{1,9}(\.0*)?", one("fold")) else 0,
-        split=SPLITS.get(split := re.sub(r"\W+", "_", one("split").lower())[:60], split),
-        license=one("license"),
-        author=one("author"),
-        title=one("title"),
-        url=one("url") or (location if "://" in place else ""),
-        duration=float(one("duration")) if re.fullmatch(r"\d{1,9}(\.\d*)?", one("duration")) else None,
-        original=original,
-    )
-    return clip if place else clip.reject("manifest", "missing-file", f"row {number} names no file")
+    The table is read twice, so that only the second and later rows of a clip are held, wherever they stand.
+    """
+    seen: set[bytes] = set()
+    later: dict[bytes, list[Clip]] = {}
+    for piece in read_pieces(table, columns, root, source):
+        keys = identities(piece)
+        rows = [row for row, new in enumerate(newcomers(keys, seen)) if not new]
+        for row, clip in zip(rows, piece_to_clips(piece.only(rows)), strict=True):
+            later.setdefault(keys[row], []).append(clip)
+    seen.clear()
+    for piece in read_pieces(table, columns, root, source):
+        keys = identities(piece)
+        rows = [row for row, new in enumerate(newcomers(keys, seen)) if new]
+        for row, clip in zip(rows, piece_to_clips(piece.only(rows)), strict=True):
+            yield merge([clip, *later.pop(keys[row], [])])
 
 
-def first(cells: list[Any]) -> str:
-    """The first cell as text, "" if there is none or it is empty."""
-    value = plain(cells[0]) if cells else None
-    value = value.get("path") if isinstance(value, dict) else value  # an Audio column
-    return "" if value is None else str(value).strip()
+def newcomers(keys: list[bytes], seen: set[bytes]) -> list[bool]:
+    """Whether each key was not seen before; all are from now on."""
+    fresh = []
+    for key in keys:
+        fresh.append(key not in seen)
+        seen.add(key)
+    return fresh
 
 
-def several(cell: Any, separator: str | None = None) -> list[str]:
-    """The texts of a cell: a list, a JSON list in a string, or a string split at `separator`."""
-    value = plain(cell)
-    if isinstance(value, str) and value.startswith("["):
+def identities(piece: Piece) -> list[bytes]:
+    """128 bits for each row, equal where rows name the same clip."""
+    names = zip(ids(piece), locations(piece), piece.floats("start"), piece.floats("end"), strict=True)
+    return [blake2b(repr(name).encode(), digest_size=16).digest() for name in names]
+
+
+def ids(piece: Piece) -> list[str]:
+    """What each row calls its clip: by an id of its own, else by its place and section, else by its number."""
+    rows = zip(*map(piece.texts, ("id", "location")), *map(piece.floats, ("start", "end")), piece.numbers, strict=True)
+    return [
+        f"{piece.layout.source}/{id or (place + section(start, end) if place else f'row-{number}')}"
+        for id, place, start, end, number in rows
+    ]
+
+
+def section(start: float | None, end: float | None) -> str:
+    """What a section of a recording adds to its name, in seconds: "#30-40", "#30-", "#-40"; "" for all of it."""
+    if start is None and end is None:
+        return ""
+    return "#" + "-".join("" if edge is None else repr(edge).removesuffix(".0") for edge in (start, end))
+
+
+def locations(piece: Piece) -> list[str]:
+    """Where the bytes of each row's clip are, "" where it names no place."""
+    return [locate(piece.layout.root, place) if place else "" for place in piece.texts("location")]
+
+
+def locate(root: Path, place: str) -> str:
+    """The location of a path, a URL or `archive#member`; a "#" after anything else belongs to the file's name."""
+    if "://" in place:
+        return place
+    if "#" in place and (parts := ARCHIVE.fullmatch(place)) and is_file(archive := root / parts[1]):
+        from pipelines.archive import member_location
+
+        return member_location(archive.absolute(), parts[2])
+    return to_location((root / place).absolute())
+
+
+@lru_cache(maxsize=1024)
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; asked once for an archive of many rows."""
+    return path.is_file()
+
+
+def piece_to_clips(piece: Piece) -> Iterator[Clip]:
+    """A clip from each row; one that names no place is rejected as "missing-file"."""
+    places, names = piece.texts("location"), piece.layout.names
+    known: dict[str, list[Any]] = {
+        "id": ids(piece),
+        "source": [piece.layout.source] * len(places),
+        "location": locations(piece),
+        "start": piece.floats("start"),
+        "end": piece.floats("end"),
+        "size": piece.integers("size", below=2**53),
+        "captions": piece.lists("captions"),
+        "tags": piece.lists("tags", ";,"),
+        "labels": piece.lists("labels", ";"),
+        "fold": [fold or 0 for fold in piece.integers("fold")],
+        "split": [split_named(name) for name in piece.texts("split")],
+        "license": piece.texts("license"),
+        "author": piece.texts("author"),
+        "title": piece.texts("title"),
+        "url": [
+            url or (place if "://" in place else "") for url, place in zip(piece.texts("url"), places, strict=True)
+        ],
+        "sha256": [said if SHA256.fullmatch(said) else "" for said in map(str.lower, piece.texts("sha256"))],
+        "duration": piece.floats("duration"),
+        "sample_rate": piece.integers("sample_rate"),
+        "channels": piece.integers("channels"),
+        "original": [to_json(dict(zip(names, row, strict=True))) for row in zip(*piece.cells, strict=True)],
+    }
+    for number, place, values in zip(piece.numbers, places, zip(*known.values(), strict=True), strict=True):
+        clip = Clip(**dict(zip(known, values, strict=True)))
+        yield clip if place else clip.reject("manifest", "missing-file", f"row {number} names no file")
+
+
+def text(cell: Any) -> str:
+    """A cell as text, "" for a missing one; an Audio column's is its path."""
+    if isinstance(cell, str):
+        return cell.strip()
+    cell = cell.get("path") if isinstance(cell, dict) else cell
+    return "" if cell is None else str(cell).strip()
+
+
+def split_named(name: str) -> str:
+    """The split that a table calls `name`, in letters that every file system takes."""
+    name = re.sub(r"\W+", "_", name.lower())[:60]
+    return SPLITS.get(name, name)
+
+
+def several(cell: Any, separators: str = "") -> list[str]:
+    """The texts of a cell: a list, a JSON list in a string, or a string split at the first separator it holds."""
+    if isinstance(cell, str) and cell.startswith("["):
         with suppress(ValueError, RecursionError):  # a caption may begin with a bracket
-            value = json.loads(value)
-    if not isinstance(value, list):
-        value = [] if value is None else str(value).split(separator) if separator else [str(value)]
-    return [text for item in value if item is not None and (text := str(item).strip())]
-
-
-def plain(value: Any) -> Any:
-    """A cell without pandas' and numpy's wrappings; missing values become None."""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, dict):
-        value = {name: item for name, item in value.items() if not isinstance(item, bytes)}
-    return None if value is None or value != value or str(value) in ("NaT", "<NA>") else value
+            cell = json.loads(cell)
+    if isinstance(cell, list):
+        items = [str(item) for item in cell if item is not None]
+    else:
+        said = "" if cell is None else str(cell)
+        separator = next((mark for mark in separators if mark in said), None)
+        items = said.split(separator) if separator else [said]
+    return [item for each in items if (item := each.strip())]
 
 
 def grouped(rows: Iterable[Clip], key: Callable[[Clip], Any] = lambda clip: (clip.id, clip.location)) -> list[Clip]:

@@ -1,0 +1,244 @@
+"""Reject clips that another clip repeats: the same bytes, the same samples, or nearly the same sound.
+
+A barrier: `gather` compares the clips of every part and writes its verdicts to one file; the stage then reads them.
+Of equals that one is kept which has something to say (captions, labels or tags), then the one with the smallest id.
+
+Nearly the same sound is told by fingerprints, of clips from about 3 s on: a clip is rejected if at some alignment it
+overlaps more than half of the kept clip and few of the bits differ. It must resemble the kept clip itself, never just
+a neighbour's neighbour. The clips that are compared at all are those which `fingerprint.meetings` finds.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO, TYPE_CHECKING, ClassVar
+
+from pipelines.clip import Clip
+from pipelines.disk import BuildError, atomic
+from pipelines.setting import setting
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+    from pipelines.fingerprint import Anchors
+
+KINDS = ("none", "exact", "near")
+ROWS = ["id", "reason", "sha256", "start", "end", "pcm_md5", "duration", "captions", "labels", "tags"]
+
+BLOCK = 2**22  # words of fingerprints looked at at once
+
+SHARE = 0.55  # of the longer clip that must overlap
+SOUNDING = 32  # frames (1 s) in which both must be heard
+WRONG = 0.22  # highest share of wrong bits: copies of ESC-10's sounds have up to 0.18, strangers 0.35 and more
+
+
+@dataclass(frozen=True)
+class Dedup:
+    """Reject clips that repeat a kept one; call `gather` first."""
+
+    packs: ClassVar[bool] = False
+
+    dedup: str = setting("exact", "reject duplicates: none, exact (same bytes or same samples), near (same sound too)")
+    verdicts: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.dedup not in KINDS:
+            raise BuildError(f"dedup cannot be {self.dedup!r}: choose one of {', '.join(KINDS)}")
+
+    def gather(self, parts: Sequence[Path], path: Path) -> "Dedup":
+        """Compare the clips of all parts, write the verdicts to `path` unless it exists; returns the stage for them."""
+        if not path.exists():
+            write_verdicts(path, find(parts, self.dedup, path.parent))
+        return replace(self, verdicts=path)
+
+    def __call__(self, clips: Iterable[Clip]) -> Iterator[Clip]:
+        assert self.verdicts is not None, "gather comes first"
+        verdicts = read_verdicts(self.verdicts, self.verdicts.stat().st_mtime_ns)
+        for clip in clips:
+            reason, detail = verdicts.get(clip.id, ("", ""))
+            yield clip.reject("dedup", reason, detail) if reason else clip
+
+
+def write_verdicts(path: Path, verdicts: "pa.Table") -> None:
+    """Write a table of id, reason and detail atomically."""
+    import pyarrow.parquet as pq
+
+    with atomic(path) as temporary:
+        pq.write_table(verdicts, temporary, compression="zstd")
+
+
+@lru_cache(maxsize=2)
+def read_verdicts(path: Path, written: int) -> dict[str, tuple[str, str]]:
+    """Reason and detail of every rejected clip by its id; `written` tells one file of a name from the next."""
+    import pyarrow.parquet as pq
+
+    columns = [column.to_pylist() for column in pq.read_table(path, columns=["id", "reason", "detail"]).columns]
+    return {id: (reason, detail) for id, reason, detail in zip(*columns, strict=True)}
+
+
+def find(parts: Sequence[Path], kind: str, folder: Path) -> "pa.Table":
+    """The verdicts on the clips of all parts: a table of id, reason and detail."""
+    import numpy as np
+    import pyarrow as pa
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder, prefix=".prints.", suffix=".tmp") as words:
+        clips = read_rows(parts if kind != "none" else [], words if kind == "near" else None)
+        kept, same_bytes = exact(clips)
+        alone = kept == np.arange(len(kept))
+        close = near(clips, words, alone) if kind == "near" else []
+    names = clips["id"]
+    sounds = {clip: f"sounds like {names[of]} (bit error rate {rate:.2f})" for clip, of, rate in close}
+    equals = {
+        clip: f"same {'bytes' if same_bytes[clip] else 'samples'} as {names[of]}"
+        + (f", which {sounds[of]}" if of in sounds else "")
+        for clip, of in zip(np.flatnonzero(~alone).tolist(), kept[~alone].tolist(), strict=True)
+    }
+    return pa.table(
+        {
+            "id": names.take(pa.array([*equals, *sounds], pa.int64())),
+            "reason": pa.array(["duplicate"] * len(equals) + ["near-duplicate"] * len(sounds), pa.string()),
+            "detail": pa.array([*equals.values(), *sounds.values()], pa.string()),
+        }
+    )
+
+
+def read_rows(parts: Sequence[Path], words: IO[bytes] | None) -> "pa.Table":
+    """The clips that no stage rejected, best first: what `exact` and `near` look at.
+
+    Fingerprints go to the file `words`, one after another; `first` and `frames` say where each one lies.
+    """
+    import pyarrow as pa
+
+    empty = {"id": pa.string(), "mute": pa.bool_(), "bytes": pa.string(), "samples": pa.string(),
+             "duration": pa.float64(), "first": pa.int64(), "frames": pa.int64()}  # fmt: skip
+    table = pa.concat_tables([pa.schema(empty).empty_table(), *(read_part(part, words) for part in parts)])
+    return table.sort_by([("mute", "ascending"), ("id", "ascending")]).combine_chunks()
+
+
+def read_part(part: Path, words: IO[bytes] | None) -> "pa.Table":
+    """One part's share of `read_rows`."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    rows = pq.read_table(part, columns=ROWS + ["fingerprint"] * (words is not None))
+    rows = rows.filter(pc.equal(rows["reason"], "")).combine_chunks()
+    said = [pc.list_value_length(rows[name]) for name in ("captions", "labels", "tags")]
+    section = [pc.fill_null(pc.cast(rows[name], pa.string()), "") for name in ("start", "end")]
+    frames = np.zeros(len(rows), np.int64)
+    first = 0
+    if words is not None:
+        first = words.tell() // 4
+        frames = pc.binary_length(rows["fingerprint"]).to_numpy() // 4
+        for chunk in rows["fingerprint"].to_pylist():
+            words.write(chunk)
+    return pa.table(
+        {
+            "id": rows["id"],
+            "mute": pc.equal(pc.add(pc.add(said[0], said[1]), said[2]), 0),
+            "bytes": pc.if_else(
+                pc.equal(rows["sha256"], ""), "", pc.binary_join_element_wise(rows["sha256"], *section, " ")
+            ),
+            "samples": rows["pcm_md5"],
+            "duration": rows["duration"],
+            "first": first + np.cumsum(frames) - frames,
+            "frames": frames.astype(np.int64),
+        }
+    )
+
+
+def exact(clips: "pa.Table") -> "tuple[np.ndarray, np.ndarray]":
+    """For every clip the kept one that equals it (itself if none does), and whether their bytes are the same."""
+    import numpy as np
+
+    bytes_ = firsts(clips["bytes"])
+    kept = np.minimum(bytes_, firsts(clips["samples"]))
+    while (kept[kept] != kept).any():  # what equals an equal is equal
+        kept = kept[kept]
+    return kept, bytes_ == bytes_[kept]
+
+
+def firsts(column: "pa.ChunkedArray") -> "np.ndarray":
+    """The index of the first row with the same text; of an empty text its own."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    codes = column.combine_chunks().dictionary_encode().indices.to_numpy()
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    return np.where(pc.equal(column, "").to_numpy(), np.arange(len(codes)), first[inverse])
+
+
+def near(clips: "pa.Table", words: IO[bytes], alive: "np.ndarray") -> list[tuple[int, int, float]]:
+    """(clip, the kept clip that it sounds like, share of wrong bits) for every near duplicate, best first."""
+    import numpy as np
+
+    from pipelines.fingerprint import CLIPS, meetings
+
+    frames = np.where(alive, clips["frames"].to_numpy(), 0)
+    if len(frames) > CLIPS:
+        raise BuildError(f"--dedup near compares at most {CLIPS:,} clips, not {len(frames):,}: use --dedup exact")
+    words.flush()
+    if not frames.any():
+        return []
+    prints = Prints(words, clips["first"].to_numpy(), frames)
+    durations = clips["duration"].fill_null(0).to_numpy()
+    gone: dict[int, tuple[int, float]] = {}
+    for late, early, offset in meetings(prints.anchors()).tolist():
+        if late in gone or early in gone or not alike(durations[late], durations[early]):
+            continue
+        rate = compare(prints[late], prints[early], offset)
+        if rate <= WRONG:
+            gone[late] = early, rate
+    return [(late, early, rate) for late, (early, rate) in gone.items()]
+
+
+def alike(one: float, other: float) -> bool:
+    """Whether the shorter duration is most of the longer one; a fingerprint ends after two minutes."""
+    return min(one, other) >= SHARE * max(one, other)
+
+
+def compare(late: "np.ndarray", early: "np.ndarray", offset: int) -> float:
+    """The share of wrong bits at the best alignment near `offset`; 1 if they overlap too little to tell."""
+    from pipelines.fingerprint import wrong_bits
+
+    tried = [wrong_bits(late, early, offset + slip) for slip in (-1, 0, 1)]
+    least = SHARE * max(len(late), len(early))
+    return min((rate for rate, heard, overlap in tried if heard >= SOUNDING and overlap >= least), default=1.0)
+
+
+@dataclass(frozen=True)
+class Prints:
+    """The fingerprints of all clips, in the order of the clips; they lie in a file, in words of four bytes."""
+
+    words: IO[bytes]
+    first: "np.ndarray"
+    frames: "np.ndarray"
+
+    def __getitem__(self, clip: int) -> "np.ndarray":
+        import numpy as np
+
+        return np.frombuffer(os.pread(self.words.fileno(), 4 * self.frames[clip], 4 * self.first[clip]), "<u4")
+
+    def anchors(self) -> "Anchors":
+        """Those of every clip, block by block."""
+        import numpy as np
+
+        from pipelines.fingerprint import Anchors, anchors
+
+        blocks = np.cumsum(self.frames) // BLOCK
+        found = []
+        for block in np.unique(blocks):
+            chosen = np.flatnonzero(blocks == block)
+            lengths = self.frames[chosen]
+            clip = np.repeat(chosen, lengths).astype(np.uint32)
+            frame = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+            found.append(
+                anchors(np.concatenate([self[each] for each in chosen.tolist()]), clip, frame.astype(np.uint16))
+            )
+        return Anchors(*(np.concatenate(column, axis=-1) for column in zip(*found, strict=True)))

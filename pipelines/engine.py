@@ -1,0 +1,191 @@
+"""The engine: items through steps, in this process or on Ray.
+
+    with engine(workers=2) as run:
+        for result in run([Step(fetch, network=True), Step(measure)], parts): ...
+
+Without workers it is a plain loop in this process. Otherwise Ray runs the steps that compute as one task an item on
+a core each, and those that wait for a network in threads of one actor, so that what is known of a host (its slots,
+its rests, its failures) holds for the whole build. Only the item travels; rows and bytes stay on disk. A worker that
+dies or hangs loses its item to another one.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from pipelines.disk import BuildError
+
+DEATHS = 3  # of workers on the same item, until that item is held to be the cause
+FETCHED = 4  # items at once in the network actor
+TICK = 5.0  # s between looks at what hangs
+ANSWER = 60.0  # s in which the network actor must answer
+MEMORY = 2 * 2**30  # bytes that a step may take on top of what its worker has at start
+
+
+@dataclass(frozen=True)
+class Step:
+    """One leg of an item's way.
+
+    `died(item, times)` is called when a worker died on an item, before it is tried again; it may raise.
+    `stalled(item, since)` tells whether a worker began with the item after that time (of time.time()) and has made
+    no progress for too long; it is then killed.
+    """
+
+    task: Callable[[Any], Any]
+    network: bool = False
+    died: Callable[[Any, int], None] | None = None
+    stalled: Callable[[Any, float], bool] | None = None
+
+
+@contextmanager
+def engine(workers: int = 0, address: str | None = None) -> Iterator[Callable[..., Iterable[Any]]]:
+    """Yield `run(steps, items)`, which yields what each step returns for each item, as it finishes.
+
+    Without workers or an address that is a plain loop in this process; else Ray, started when there is first
+    something to do and gone when the engine is left. An exception of a task ends the run.
+    """
+    if not workers and not address:
+        yield lambda steps, items: (step.task(item) for item in items for step in steps)
+        return
+    ours = not ("ray" in sys.modules and sys.modules["ray"].is_initialized())
+    try:
+        yield lambda steps, items: run_on_ray(steps, items, workers, address)
+    finally:
+        if ours and "ray" in sys.modules:
+            sys.modules["ray"].shutdown()
+
+
+def run_on_ray(steps: list[Step], items: Iterable[Any], workers: int, address: str | None) -> Iterator[Any]:
+    """Items through steps on Ray, a bounded number of them on their way."""
+    waiting = iter(items)
+    item = next(waiting, None)
+    if item is None:
+        return
+    ray = start_ray(workers, address)
+    flights = Flights(ray, steps)
+    at_once = FETCHED + 2 * (workers or int(ray.cluster_resources()["CPU"]))
+    flights.send(item, 0)
+    while flights.flying:
+        for item in islice(waiting, at_once - len(flights.flying)):
+            flights.send(item, 0)
+        landed, _ = ray.wait(list(flights.flying), timeout=TICK)
+        for ref in landed:
+            yield from flights.land(ref)
+        flights.kill_what_hangs()
+
+
+class Flights:
+    """Items on their way: which step of which item each reference of Ray stands for."""
+
+    def __init__(self, ray: Any, steps: list[Step]) -> None:
+        self.ray, self.steps = ray, steps
+        self.flying: dict[Any, tuple[Any, int, float]] = {}  # item, step, since when
+        self.deaths: Counter[Any] = Counter()
+        self.compute = ray.remote(num_cpus=1, max_retries=0)(compute)
+        self.fetcher: Any = None
+        self.asked: tuple[Any, float] | None = None
+
+    def send(self, item: Any, step: int) -> None:
+        """Start a step of an item."""
+        task, run = self.steps[step].task, self.compute
+        if self.steps[step].network:
+            if self.fetcher is None:
+                actor = self.ray.remote(num_cpus=0, max_concurrency=FETCHED + 1, max_restarts=0)(Fetcher)
+                self.fetcher = actor.remote()
+            run = self.fetcher.run
+        self.flying[run.remote(task, item)] = item, step, time.time()
+
+    def land(self, ref: Any) -> Iterator[Any]:
+        """The result of a step, after which the item's next one starts; nothing if it must be tried again."""
+        item, step, _ = self.flying.pop(ref)
+        lost = self.ray.exceptions
+        try:
+            result = self.ray.get(ref)
+        except (lost.ActorDiedError, lost.ActorUnavailableError) as error:
+            self.fetcher = None
+            self.again(item, step, error)
+        except (lost.WorkerCrashedError, lost.OutOfMemoryError, lost.NodeDiedError, lost.TaskCancelledError) as error:
+            self.again(item, step, error)
+        except lost.RayTaskError as error:
+            raise error.cause from error
+        except lost.RayError as error:
+            raise BuildError(f"Ray failed: {error}: run the same command again to continue") from error
+        else:
+            if step + 1 < len(self.steps):
+                self.send(item, step + 1)
+            yield result
+
+    def again(self, item: Any, step: int, error: Exception) -> None:
+        """Try a step again after its worker died on the item."""
+        self.deaths[item] += 1
+        if died := self.steps[step].died:
+            died(item, self.deaths[item])
+        elif self.deaths[item] >= DEATHS:
+            raise BuildError(f"Ray workers died {DEATHS} times on {item}: is the memory exhausted?") from error
+        self.send(item, step)
+
+    def kill_what_hangs(self) -> None:
+        """End the workers that make no progress; their items land as those of dead workers do."""
+        for ref, (item, step, since) in self.flying.items():
+            if (stalled := self.steps[step].stalled) and stalled(item, since):
+                self.ray.cancel(ref, force=True)
+        if self.fetcher is None:
+            self.asked = None
+        elif self.asked is None:
+            self.asked = self.fetcher.alive.remote(), time.monotonic()
+        elif self.ray.wait([self.asked[0]], timeout=0)[0]:
+            self.asked = None
+        elif time.monotonic() - self.asked[1] > ANSWER:
+            self.ray.kill(self.fetcher)
+            self.fetcher = self.asked = None
+
+
+class Fetcher:
+    """The network actor: several items at once in one process."""
+
+    def run(self, task: Callable[[Any], Any], item: Any) -> Any:
+        """What the task returns for the item."""
+        return task(item)
+
+    def alive(self) -> None:
+        """Answer, which a process that hangs does not."""
+
+
+def compute(task: Callable[[Any], Any], item: Any) -> Any:
+    """What the task returns for the item, within the memory that a worker may take."""
+    limit_memory(MEMORY)
+    return task(item)
+
+
+def limit_memory(more: int) -> None:
+    """From now on this process may take `more` bytes on top of what it has; set once, where the system can."""
+    import resource
+
+    if sys.platform != "linux" or resource.getrlimit(resource.RLIMIT_DATA)[0] != resource.RLIM_INFINITY:
+        return
+    with open("/proc/self/status") as status:  # noqa: PTH123 - no path of ours
+        taken = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + more, resource.RLIM_INFINITY))
+
+
+def start_ray(workers: int, address: str | None) -> Any:
+    """Join the cluster at `address` or start a small one here; returns the module."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    if not ray.is_initialized():
+        local: dict[str, Any] = {"num_cpus": workers, "object_store_memory": 80 * 2**20, "include_dashboard": False}
+        stop = signal.getsignal(signal.SIGTERM)
+        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else local))
+        with suppress(ValueError):  # only the main thread has handlers
+            signal.signal(signal.SIGTERM, stop)  # Ray puts its own handler there, which exits without a word
+    return ray

@@ -1,0 +1,176 @@
+"""The download stage, end to end: every row ends with its reason or its bytes, whatever the servers do."""
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import cli, command, tree, write
+from server import Server, serve
+from test_hostile import fates
+
+POLITE = ("--allow-private-addresses", "--backoff", "0.01", "--attempts", 2, "--download-timeout", 3)
+
+
+@pytest.fixture
+def server():
+    with serve() as server:
+        yield server
+
+
+def table(folder: Path, locations: list[str]) -> Path:
+    """A CSV of locations, each with a caption."""
+    path = folder / "in.csv"
+    with path.open("w", newline="") as handle:
+        csv.writer(handle).writerows(
+            [["id", "path", "caption"], *[[n, x, f"Sound {n}"] for n, x in enumerate(locations)]]
+        )
+    return path
+
+
+def sounds(server: Server, folder: Path, number: int) -> list[str]:
+    """Addresses of so many sounds that the server serves well."""
+    for n in range(number):
+        server.files[f"/sound{n}.wav"] = write(folder / "sound.wav", 0.5, hertz=200 + 7 * n).read_bytes()
+    return [server.url + path for path in server.files]
+
+
+def build(path: Path, out: Path, *flags: object) -> dict:
+    done = cli("build-dataset", "csv", "--input", path, "--out", out, *POLITE, *flags, "--json")
+    assert "Traceback" not in done.stderr
+    return json.loads(done.stdout)
+
+
+def parts(out: Path) -> dict[Path, tuple[int, int]]:
+    """The downloaded parts with the identity of their files."""
+    return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in out.glob("build/download/part-*.parquet")}
+
+
+MISBEHAVIOUR = {
+    "/status/404": "http-404", "/status/403": "http-403", "/status/500": "http-500", "/status/500/1": "",
+    "/wait/1": "", "/drip": "timeout", "/endless": "too-large", "/hang": "timeout", "/cut/1": "",
+    "/cut/9?ranges=none&etag=": "incomplete-body", "/circle/a": "bad-redirect", "/to": "bad-redirect",
+    "/to?http://169.254.169.254/latest/meta-data": "forbidden-address", "/to?file:///etc/passwd": "bad-redirect",
+    "/gzip/50": "too-large", "/page": "not-audio", "/reset": "connection", "/fine": "not-audio",
+}  # fmt: skip
+
+
+def test_each_misbehaviour_costs_its_own_row_and_retrying_recovers_exactly_the_transient_ones(server, tmp_path):
+    server.body = write(tmp_path / "long.wav", 1.5).read_bytes()
+    good = sounds(server, tmp_path, 8)
+    bad = [server.url + path for path in MISBEHAVIOUR if path != "/fine"]
+    expected = ["" for _ in good] + [MISBEHAVIOUR[path] for path in MISBEHAVIOUR if path != "/fine"]
+    path, out = table(tmp_path, good + bad), tmp_path / "out"
+    flags = ("--max-download-bytes", 10**6, "--min-speed", 0, "--part-rows", 8, "--dedup", "none")
+    build(path, out, *flags)
+    assert [fates(out)[str(n)] for n in range(len(expected))] == expected
+
+    server.files |= {path.partition("?")[0]: server.body for path in MISBEHAVIOUR}  # all is well again
+    before, asked = parts(out), len(server.log)
+    build(path, out, *flags, "--retry-rejected")
+    transient = {"http-500", "timeout", "incomplete-body", "connection"}
+    assert [fates(out)[str(n)] for n in range(len(expected))] == [
+        "" if reason in transient else reason for reason in expected
+    ]
+    assert len(server.log) - asked == sum(reason in transient for reason in expected)
+    after = parts(out)
+    assert after[min(before)] == before[min(before)], "the part of good rows was left alone"
+
+
+def test_the_private_network_is_not_asked_unless_admitted(server, tmp_path):
+    path = table(tmp_path, sounds(server, tmp_path, 1))
+    cli("build-dataset", "csv", "--input", path, "--out", tmp_path / "out")
+    assert fates(tmp_path / "out") == {"0": "forbidden-address"}
+    assert not server.log
+
+
+def test_a_named_reason_is_tried_again_whatever_it_is(server, tmp_path):
+    good = sounds(server, tmp_path, 2)
+    path, out = table(tmp_path, [*good, server.url + "/late.wav"]), tmp_path / "out"
+    assert build(path, out)["rejected_by_reason"] == {"http-404": 1}
+    server.files["/late.wav"] = write(tmp_path / "late.wav", 1.0).read_bytes()
+    assert build(path, out, "--retry-rejected")["rejected_by_reason"] == {"http-404": 1}
+    assert build(path, out, "--retry-rejected", "http-404")["rejected_by_reason"] == {}
+    done = cli("build-dataset", "csv", "--input", path, "--out", out, *POLITE, "--retry-rejected", "ugly", check=False)
+    assert done.returncode == 1 and "no such reason" in done.stderr
+
+
+def test_refreshing_fetches_only_what_has_changed_at_its_server(server, tmp_path):
+    path, out = table(tmp_path, sounds(server, tmp_path, 3)), tmp_path / "out"
+    build(path, out)
+    first = tree(out / "dataset")
+    build(path, out, "--refresh")
+    assert tree(out / "dataset") == first
+    server.files["/sound1.wav"] = write(tmp_path / "new.wav", 2.0).read_bytes()
+    build(path, out, "--refresh")
+    asked = [headers.get("If-None-Match") for _, headers in server.log]
+    assert len(asked) == 9 and None not in asked[3:]
+    rows = pq.read_table(out / "dataset/data", columns=["id", "duration"]).to_pylist()
+    assert {row["id"]: row["duration"] for row in rows} == {"csv/0": 0.5, "csv/1": 2.0, "csv/2": 0.5}
+
+
+def test_files_of_archives_the_web_and_this_machine_make_one_dataset(server, tmp_path):
+    (web,) = sounds(server, tmp_path, 1)
+    here = write(tmp_path / "here.wav", 0.7)
+    with zipfile.ZipFile(tmp_path / "pack.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(write(tmp_path / "inside.wav", 0.9), "a folder/in#side.wav")
+    path = table(tmp_path, [web, str(here), "pack.zip#a folder/in#side.wav", "pack.zip#gone.wav"])
+    build(path, tmp_path / "out")
+    assert fates(tmp_path / "out") == {"0": "", "1": "", "2": "", "3": "bad-archive-member"}
+    rows = pq.read_table(tmp_path / "out/dataset/data", columns=["id", "duration"]).to_pylist()
+    assert {row["id"][4:]: row["duration"] for row in rows} == {"0": 0.5, "1": 0.7, "2": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("keep", "raw", "packs"), [("all", True, True), ("audio", False, True), ("none", False, False)]
+)
+def test_what_is_kept_of_the_working_files(server, tmp_path, keep, raw, packs):
+    path, out = table(tmp_path, sounds(server, tmp_path, 3)), tmp_path / "out"
+    build(path, out, "--keep", keep)
+    assert (out / "build/download/part-00000.pack").exists() == raw
+    assert (out / "build/resample/part-00000.pack").exists() == packs
+    asked = len(server.log)
+    build(path, out, "--keep", keep)
+    assert len(server.log) == asked, "a finished build asks nothing"
+    report = build(path, out, "--keep", keep, "--min-duration", 0.2)
+    assert report["kept"] == 3
+    assert len(server.log) == (asked if packs else 2 * asked), "a new threshold needs the network only without audio"
+
+
+@pytest.mark.slow
+def test_killed_while_downloading_the_build_ends_in_the_same_bytes_and_fetches_no_finished_part_again(server, tmp_path):
+    path = table(tmp_path, [*sounds(server, tmp_path, 40), server.url + "/status/404"])
+    build(path, tmp_path / "reference", "--part-rows", 4, "--workers", 0)
+    line = command(
+        ("build-dataset", "csv", "--input", path, "--out", tmp_path / "out", *POLITE, "--part-rows", 4, "--workers", 0)
+    )
+    killed = 0
+    while killed < 5:
+        before = parts(tmp_path / "out")
+        process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while len(parts(tmp_path / "out")) < 2 * killed + 1 and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+        after = parts(tmp_path / "out")
+        assert {path: after.get(path) for path in before} == before
+    build(path, tmp_path / "out", "--part-rows", 4, "--workers", 0)
+    assert tree(tmp_path / "out/dataset") == tree(tmp_path / "reference/dataset")
+
+
+@pytest.mark.slow
+def test_on_ray_downloads_give_the_same_bytes_and_share_their_manners(server, tmp_path):
+    path = table(tmp_path, [*sounds(server, tmp_path, 40), server.url + "/status/404"])
+    build(path, tmp_path / "reference", "--part-rows", 4, "--workers", 0)
+    server.most = 0
+    build(path, tmp_path / "out", "--part-rows", 4, "--workers", 2, "--per-host", 3)
+    assert server.most <= 3
+    assert tree(tmp_path / "out/dataset") == tree(tmp_path / "reference/dataset")
+    shutil.rmtree(tmp_path / "out")
