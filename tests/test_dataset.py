@@ -111,7 +111,7 @@ def test_a_rejected_row_says_where_why_and_whether_to_try_again(out):
     (row,) = pq.read_table(out / "rejected.parquet").to_pylist()
     assert row == {
         "id": "folder/gone.wav", "source": "folder", "stage": "download", "reason": "missing-file",
-        "detail": "No such file or directory", "attempts": 0, "retryable": False,
+        "detail": "No such file or directory", "attempts": 1, "retryable": False,
     }  # fmt: skip
 
 
@@ -139,8 +139,8 @@ def test_licences_and_lists_of_ids_reject_before_a_byte_is_read(tmp_path):
 
 
 def test_captions_go_by_length_one_by_one_and_labels_make_one_where_there_is_none(tmp_path):
-    for name in "abcd":
-        write(tmp_path / f"{name}.wav")
+    for number, name in enumerate("abcd"):
+        write(tmp_path / f"{name}.wav", hertz=300 + 100 * number)
     long = " ".join(["word"] * 61)
     (tmp_path / "t.csv").write_text(
         f"path,caption_1,caption_2,label\na.wav,{long},A dog,\nb.wav,{long},,x\nc.wav,,,dog_bark;siren;rain\nd.wav,,,\n"

@@ -195,7 +195,10 @@ def test_a_plan_counts_clips_after_grouping_and_bytes_and_hours_where_known(tmp_
     write(tmp_path / "a.wav")
     path = table(tmp_path, "path,caption,duration\na.wav,One,1800\na.wav,Two,1800\n")
     planned = plan(source("csv"), path, tmp_path / "out", reading=Reading())
-    assert planned == {"rows": 1, "hours": 0.5, "bytes": (tmp_path / "a.wav").stat().st_size}
+    assert {key: planned[key] for key in ("rows", "hours", "bytes")} == {
+        "rows": 1, "hours": 0.5, "bytes": (tmp_path / "a.wav").stat().st_size,
+    }  # fmt: skip
+    assert planned["disk_bytes"] > 10**8 and planned["seconds"] > 1
     done = cli("build-dataset", "csv", "--input", path, "--out", tmp_path / "out", "--dry-run", "--json")
     assert json.loads(done.stdout) == planned
     assert not (tmp_path / "out").exists()
@@ -203,7 +206,8 @@ def test_a_plan_counts_clips_after_grouping_and_bytes_and_hours_where_known(tmp_
 
 def test_a_plan_says_null_for_what_is_not_known(tmp_path):
     path = table(tmp_path, "url,caption\nhttps://e.org/a.wav,A dog\n")
-    assert plan(source("csv"), path, tmp_path / "out", reading=Reading()) == {"rows": 1, "hours": None, "bytes": None}
+    planned = plan(source("csv"), path, tmp_path / "out", reading=Reading())
+    assert planned == {"rows": 1, "hours": None, "bytes": None, "disk_bytes": None, "seconds": None}
 
 
 def test_an_unknown_source_is_a_sentence():
