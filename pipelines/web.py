@@ -10,30 +10,28 @@ arrived before a transfer broke off is kept, where the server can vouch that the
 import asyncio
 import atexit
 import errno
-import hashlib
 import random
 import re
-import socket
 import threading
 import time
-import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import cache
-from html import unescape
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
+from pipelines.address import Resolver, first, onward
 from pipelines.clip import Rejected
 from pipelines.disk import BuildError
-from pipelines.guard import guarded, refuse
+from pipelines.guard import guarded
 from pipelines.hosts import Host, Hosts
 from pipelines.reasons import retryable
 from pipelines.setting import setting
+from pipelines.transfer import HEAD, PAGE, Transfer, begin, coding, describe, inflated, refused
 
 if TYPE_CHECKING:
     from urllib.robotparser import RobotFileParser
@@ -49,12 +47,6 @@ LONGEST_BACKOFF = 60.0  # s
 SPEED_WINDOW = 10.0  # s over which the speed is taken
 LONGEST_CRAWL_DELAY = 60.0  # s
 ROBOTS_BYTES = 500 * 2**10  # of a robots.txt, as RFC 9309 has it
-HEAD = 1024  # bytes looked at to tell a page from a file
-PAGE = re.compile(rb"[\xef\xbb\xbf\s]*<(?:!doctype|!--|\?xml|[a-z]{1,20}[\s>])", re.IGNORECASE)
-TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
-TITLE_BYTES = 64 * 2**10  # of a page, read for its title
-PIECE = 2**18  # bytes that are inflated at a time
-PLAIN = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+")  # an address that needs no quoting
 
 
 @dataclass(frozen=True)
@@ -91,51 +83,6 @@ class Fetched:
     size: int
     attempts: int
     validator: str
-
-
-@dataclass
-class Transfer:
-    """One file on its way: what has arrived over all its attempts, and what can be asked for next."""
-
-    into: BinaryIO
-    limit: int  # bytes
-    known: str = ""  # validator of what the caller has already
-    attempts: int = 0
-    host: Host | None = None  # the last one asked
-    digest: Any = field(default_factory=hashlib.sha256)
-    size: int = 0
-    head: bytes = b""
-    mark: str = ""  # strong ETag or date, by which the rest can be asked for; "" if it cannot
-    total: int | None = None  # bytes of the whole, where the server said so
-    validator: str = ""
-    unchanged: bool = False
-
-    def restart(self) -> None:
-        """Forget what has arrived."""
-        if self.size:
-            self.into.seek(0)
-            self.into.truncate()
-            self.digest, self.size = hashlib.sha256(), 0
-        self.head, self.mark, self.total = b"", "", None
-
-    def add(self, piece: bytes) -> None:
-        """Write and hash what arrived; raises Rejected beyond the limit."""
-        self.size += len(piece)
-        if self.size > self.limit:
-            raise Rejected("too-large", f"over {self.limit} bytes")
-        if self.into.closed:  # by whoever asked for the file and then cancelled it
-            raise asyncio.CancelledError
-        self.digest.update(piece)
-        self.into.write(piece)
-
-    def ask(self) -> dict[str, str]:
-        """The headers that ask for what is missing, or only for what has changed."""
-        if self.size and self.mark:
-            return {"Range": f"bytes={self.size}-", "If-Range": self.mark}
-        if self.known:
-            by_tag = self.known.startswith(('"', "W/"))
-            return {"If-None-Match" if by_tag else "If-Modified-Since": self.known}
-        return {}
 
 
 class Web:
@@ -373,30 +320,6 @@ class Web:
         return rules
 
 
-class Resolver:
-    """aiohttp's own resolver, which refuses a name with any forbidden address."""
-
-    def __init__(self, private: bool) -> None:
-        from aiohttp import ThreadedResolver
-
-        self.names, self.private = ThreadedResolver(), private
-
-    async def resolve(self, name: str, port: int = 0, family: Any = socket.AF_INET) -> list[Any]:
-        """The addresses of a name; raises Forbidden, or OSError if it has none."""
-        if f".{name.lower().rstrip('.')}".endswith(".localhost"):
-            name = "localhost"
-        try:
-            found = await self.names.resolve(name, port, family)
-        except UnicodeError as error:
-            raise OSError(errno.EINVAL, "no host can have such a name") from error
-        for each in found:
-            refuse(each["host"], self.private)
-        return list(found)
-
-    async def close(self) -> None:
-        """Nothing to close."""
-
-
 opening = threading.Lock()
 
 
@@ -419,41 +342,6 @@ def agent(contact: str) -> str:
     with suppress(PackageNotFoundError):
         number = "/" + version("clapboard")
     return f"{NAME}{number} ({'; '.join(filter(None, ('audio-text dataset builder', ' '.join(contact.split()))))})"
-
-
-def parse(text: str) -> "URL":
-    """An address, quoted only where it must be, since some servers sign the very letters; ValueError if it is none."""
-    from yarl import URL
-
-    return URL(text, encoded=PLAIN.fullmatch(text) is not None)
-
-
-def first(text: str) -> "URL":
-    """The address to begin with; raises Rejected if it is not one of http(s)."""
-    try:
-        return fit(parse(text.strip()))
-    except ValueError as error:
-        raise Rejected("unsupported-url", "not an address of http(s)", attempts=0) from error
-
-
-def onward(url: "URL", place: str) -> "URL":
-    """The address that a redirect leads to; raises Rejected. A password goes along only on the same host."""
-    try:
-        target = fit(url.join(parse(place)))
-    except ValueError as error:
-        raise Rejected("bad-redirect", "to what is not an address of http(s)") from error
-    if target.user is None and url.user is not None and target.origin() == url.origin():
-        target = target.with_user(url.user).with_password(url.password)
-    return target
-
-
-def fit(url: "URL") -> "URL":
-    """The address without fragment, its IPv4 address in the usual form; ValueError if it is not one of http(s)."""
-    if url.scheme not in ("http", "https") or not url.host:
-        raise ValueError("not http(s)")
-    with suppress(OSError):
-        url = url.with_host(socket.inet_ntoa(socket.inet_aton(url.host.rstrip("."))))
-    return url.with_fragment(None)
 
 
 def meaning(error: Exception) -> Rejected:
@@ -479,17 +367,6 @@ def meaning(error: Exception) -> Rejected:
     return Rejected("connection", (isinstance(error, OSError) and error.strerror) or "the server hung up")
 
 
-def refused(status: int, phrase: str) -> Rejected:
-    """What a status without a file means."""
-    if 400 <= status < 600:
-        return Rejected(f"http-{status}", phrase[:100])
-    if 300 <= status < 400:
-        return Rejected("bad-redirect", f"status {status} and no place to go")
-    if status in (204, 205):
-        return Rejected("empty", f"status {status}")
-    return Rejected("not-audio", f"status {status} in place of the file")
-
-
 def asked(after: str) -> float:
     """Seconds to wait by Retry-After: a number or a date; 0 if it says neither."""
     if re.fullmatch(r"\d{1,9}", after):
@@ -498,76 +375,3 @@ def asked(after: str) -> float:
         date = parsedate_to_datetime(after)
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - time.time()
     return 0.0
-
-
-def begin(response: "aiohttp.ClientResponse", transfer: Transfer) -> None:
-    """Ready the transfer for the body of an answer: a whole file or the rest of one; raises Rejected."""
-    headers = response.headers
-    tag, date = printable(headers.get("ETag", "")), printable(headers.get("Last-Modified", ""))
-    mark = "" if coding(response) or headers.get("Accept-Ranges") == "none" else tag if tag[:1] == '"' else date
-    if response.status == 206:
-        span = "" if coding(response) else headers.get("Content-Range", "")
-        total = rest_of(span, transfer, mark)
-    else:
-        transfer.restart()
-        total = response.content_length
-    if total is not None and total > transfer.limit:
-        raise Rejected("too-large", f"{total} bytes")
-    transfer.total = None if coding(response) else total
-    transfer.mark = mark or transfer.mark
-    transfer.validator = tag or date or transfer.validator
-
-
-def rest_of(span: str, transfer: Transfer, mark: str) -> int | None:
-    """Length of the whole by Content-Range; raises Rejected, to begin anew, if it is not the rest of our file."""
-    match = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", span)
-    total = int(match[2]) if match and match[2] != "*" else None
-    fits = match and int(match[1]) == transfer.size and mark in ("", transfer.mark or mark)
-    if not fits or (total and transfer.total and total != transfer.total):
-        transfer.restart()
-        raise Rejected("incomplete-body", "the server sent another part than the one asked for")
-    return total or transfer.total
-
-
-def printable(text: str) -> str:
-    """A header's value, if it is plain and short enough to be kept and sent back; else nothing."""
-    return text if len(text) <= 256 and text.isascii() and text.isprintable() else ""
-
-
-def coding(response: "aiohttp.ClientResponse") -> str:
-    """How the body is encoded, though we asked for no encoding; "" for not at all."""
-    name = response.headers.get("Content-Encoding", "").strip().lower()
-    return "" if name == "identity" else name
-
-
-async def inflated(chunks: AsyncIterator[bytes], encoding: str) -> AsyncIterator[bytes]:
-    """The body behind gzip or deflate, in bounded pieces; raises Rejected for what does not inflate."""
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise Rejected("not-audio", f"encoded as {encoding}")
-    engine = None
-    async for chunk in chunks:
-        piece = b""
-        while chunk or len(piece) == PIECE:  # a full piece may have left some behind, in the engine
-            if engine is None or (engine.eof and chunk):
-                zlib_or_gzip = encoding != "deflate" or chunk[0] & 15 == 8
-                engine = zlib.decompressobj(47 if zlib_or_gzip else -15)
-            try:
-                piece = engine.decompress(chunk, PIECE)
-            except zlib.error as error:
-                raise Rejected("not-audio", f"not {encoding}, as its header says") from error
-            chunk = engine.unused_data if engine.eof else engine.unconsumed_tail
-            if piece:
-                yield piece
-            await asyncio.sleep(0)  # others have their turn, however much comes out
-    if engine is None or not engine.eof:
-        raise Rejected("incomplete-body", f"the {encoding} stream broke off")
-
-
-async def describe(start: bytes, pieces: AsyncIterator[bytes]) -> str:
-    """What kind of page begins with `start`, and its title."""
-    text = start
-    while len(text) < TITLE_BYTES and not TITLE.search(text) and (piece := await anext(pieces, b"")):
-        text += piece
-    title = TITLE.search(text[:TITLE_BYTES])
-    kind = "an XML document" if b"<?xml" in start[:16].lower() else "an HTML page"
-    return f"{kind}: {unescape(title[1].decode('utf-8', 'replace')).strip()[:100]}" if title else kind

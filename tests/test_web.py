@@ -20,11 +20,12 @@ import pytest
 from server import Server, serve
 
 from pipelines import guard, hosts
-from pipelines import web as module
+from pipelines.address import first
 from pipelines.clip import Rejected
 from pipelines.disk import BuildError
 from pipelines.guard import forbidden
-from pipelines.web import Fetched, Limits, Web, asked, inflated, web
+from pipelines.transfer import PIECE, inflated
+from pipelines.web import Fetched, Limits, Web, asked, web
 
 QUICK = {"allow_private_addresses": True, "backoff": 0.01, "download_timeout": 5.0, "read_timeout": 5.0}
 
@@ -374,7 +375,7 @@ def test_a_name_that_changes_its_answer_is_checked_again(public, monkeypatch):
 @pytest.mark.parametrize("found", [["127.0.0.1"], ["127.0.0.1", "10.0.0.1"]])
 def test_an_answer_that_changes_between_check_and_connection_is_caught_at_the_connection(server, monkeypatch, found):
     answers(monkeypatch, found)
-    monkeypatch.setattr(module, "refuse", lambda *_: None)  # as if other addresses had been checked
+    monkeypatch.setattr("pipelines.address.refuse", lambda *_: None)  # as if other addresses had been checked
     why = lost(f"http://name.test:{server.server_port}/fine", allow_private_addresses=False)
     assert (why.reason, why.attempts) == ("forbidden-address", 1)
     assert server.log == []
@@ -438,8 +439,8 @@ def inflate(body: bytes, encoding: str) -> list[bytes]:
 def test_what_inflates_comes_in_bounded_pieces_and_whole():
     found = inflate(gzip.compress(bytes(10**6)) + gzip.compress(b"and more"), "gzip")
     assert b"".join(found) == bytes(10**6) + b"and more"
-    assert max(map(len, found)) <= module.PIECE
-    for size in range(module.PIECE, module.PIECE + 50):  # somewhere here the last bytes come of no further input
+    assert max(map(len, found)) <= PIECE
+    for size in range(PIECE, PIECE + 50):  # somewhere here the last bytes come of no further input
         engine = zlib.compressobj(9, wbits=-15)
         assert sum(map(len, inflate(engine.compress(bytes(size)) + engine.flush(), "deflate"))) == size
 
@@ -519,7 +520,7 @@ def test_a_host_gets_no_more_requests_a_second_than_allowed(server):
 def test_files_that_wait_for_their_host_take_no_slot_from_others(server):
     with serve() as other, opened(in_flight=1) as connections:
         assert reason(connections, server.url + "/fine") == ""
-        connections.loop.call_soon_threadsafe(connections.host(module.first(server.url)).rest, 30)
+        connections.loop.call_soon_threadsafe(connections.host(first(server.url)).rest, 30)
         waiting = [connections.start(connections.fetch(server.url + "/fine", BytesIO())) for _ in range(5)]
         assert reason(connections, other.url + "/fine") == ""
         assert not any(each.done() for each in waiting)
@@ -527,12 +528,12 @@ def test_files_that_wait_for_their_host_take_no_slot_from_others(server):
 
 def test_a_file_that_waited_for_a_slot_does_not_go_once_its_host_rests(server):
     with serve() as other, opened(in_flight=1) as connections:
-        first = connections.start(connections.fetch(other.url + "/hang", BytesIO()))
+        hanging = connections.start(connections.fetch(other.url + "/hang", BytesIO()))
         until(lambda: bool(other.log))
         second = connections.start(connections.fetch(server.url + "/fine", BytesIO()))
         time.sleep(0.1)  # now it waits for the slot
-        connections.loop.call_soon_threadsafe(connections.host(module.first(server.url)).rest, 30)
-        first.cancel()
+        connections.loop.call_soon_threadsafe(connections.host(first(server.url)).rest, 30)
+        hanging.cancel()
         assert reason(connections, other.url + "/fine") == ""
         assert not second.done() and server.log == []
 
@@ -580,7 +581,7 @@ def test_while_a_host_cools_off_files_wait_and_one_probe_goes_alone(server, hast
 def test_one_file_that_always_fails_does_not_close_its_host_to_others(server, hasty):
     with opened(attempts=12, backoff=1e-5) as connections:
         assert reason(connections, server.url + "/status/500") == "http-500"
-        assert connections.host(module.first(server.url)).openings == 0
+        assert connections.host(first(server.url)).openings == 0
 
 
 def test_answers_about_one_file_only_never_close_a_host(server):
@@ -610,7 +611,7 @@ def test_another_library_takes_its_turn_and_its_failures_count(server, hasty):
         for video in range(10):
             with pytest.raises(Rejected, match="rate-limited"):
                 connections.start(ask(video)).result()
-        assert connections.host(module.first(server.url)).openings == 1
+        assert connections.host(first(server.url)).openings == 1
 
 
 # robots.txt
