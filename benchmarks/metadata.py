@@ -8,27 +8,21 @@ row's clip, some clips with the same bytes, too long, of a low rate or without a
 
 import argparse
 import csv
-import json
 import os
 import platform
 import random
 import shutil
-import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from measure import measure
 
 CLI = Path(__file__).resolve().parents[1] / "cli.py"
 COLUMNS = (
     "id,download_url,caption_1,caption_2,tags,license,username,title,url,duration,sample_rate,channels,bytes,sha256"
 )
 LICENSES = ("CC0-1.0", "CC-BY-3.0", "CC-BY-4.0", "CC-BY-NC-3.0", "Sampling+")
-PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
 def main() -> None:
@@ -91,52 +85,6 @@ def invent(rows: int) -> Iterator[list[object]]:
         yield row
         if number % 11 == 0:
             earlier.append(row)
-
-
-def measure(name: str, line: list[str]) -> dict[str, Any]:
-    """Run a command, print what it took, return the JSON that it printed."""
-    start, seen = time.monotonic(), Seen()
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
-        watcher = threading.Thread(target=watch, args=(process, seen))
-        watcher.start()
-        said = process.communicate()[0]
-        watcher.join()
-    if process.returncode:
-        raise SystemExit(f"{name} ended with {process.returncode}")
-    wall, cpu = time.monotonic() - start, sum(seen.cpu.values())
-    print(f"{name}: {wall:.1f} s, {cpu:.1f} CPU s, peak {seen.most / 2**20:.0f} MiB in all processes", flush=True)
-    return json.loads(said)
-
-
-@dataclass
-class Seen:
-    """What a process and all below it took so far: CPU seconds of each, and the most resident bytes of all at once."""
-
-    cpu: dict[int, float] = field(default_factory=dict)
-    most: int = 0
-
-
-def watch(process: subprocess.Popen[str], seen: Seen) -> None:
-    """Look five times a second until the process ends; pages that processes share count for each of them."""
-    while process.poll() is None:
-        resident = 0
-        for pid in family(process.pid):
-            with suppress(OSError):  # it has ended
-                facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-                seen.cpu[pid] = (int(facts[11]) + int(facts[12])) / TICKS
-                resident += int(facts[21]) * PAGE
-        seen.most = max(seen.most, resident)
-        time.sleep(0.2)
-
-
-def family(root: int) -> list[int]:
-    """A process and all below it."""
-    found = [root]
-    for pid in found:
-        for path in Path(f"/proc/{pid}/task").glob("*/children"):
-            with suppress(OSError):  # it has ended
-                found += map(int, path.read_text().split())
-    return found
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def build_dataset(
             return report
         if workers is None:
             todo = sum(not part_path(build, last, part).exists() for part in range(parts))
-            workers = 0 if todo <= SMALL or ray_address else cores()
+            workers = 0 if todo <= SMALL or ray_address or not audio else cores()
         with engine(workers, ray_address) as run, Progress(build) as progress:
             through(build, stages, parts, run, progress, keep_raw=keep == "all", here=not workers and not ray_address)
             shards = plan_shards(build, out / "dataset", last, parts, audio)

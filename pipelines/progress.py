@@ -53,7 +53,11 @@ class Progress:
         """Print a line each minute until closed."""
         while not self.closed.wait(MINUTE):
             for stage, cells in self.cells():
-                console.print(f"{time.strftime('%H:%M:%S')} {stage}: {', '.join(filter(None, cells))}", markup=False)
+                console.print(
+                    f"{time.strftime('%H:%M:%S')} {stage}: {', '.join(filter(None, cells))}",
+                    markup=False,
+                    soft_wrap=True,
+                )
 
     def table(self) -> "Table":
         """A line for each stage."""
@@ -70,7 +74,7 @@ class Progress:
             count = self.tally.get(stage, Count())
             speed = count.rows / max(time.monotonic() - self.began[stage], 1e-3)
             left = f"{(expected - count.rows) / speed / 60:.0f} min" if 0 < count.rows < expected else ""
-            reasons = ", ".join(f"{reason} {n}" for reason, n in count.reasons.most_common(3))
+            reasons = ", ".join(f"{reason} {n:,}" for reason, n in count.reasons.most_common(3))
+            rejected = f"{sum(count.reasons.values()):,} rejected" + (f" ({reasons})" if reasons else "")
             yield stage, [f"{count.rows:,} of {expected:,}", f"{speed:,.0f}/s", f"{count.seconds / 3600:.2f} h",
-                          f"{count.kept:,} kept", f"{sum(count.reasons.values()):,} rejected {reasons}".strip(),
-                          left and f"{left} left"]  # fmt: skip
+                          f"{count.kept:,} kept", rejected, left and f"{left} left"]  # fmt: skip
