@@ -42,8 +42,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipelines.clip import Clip, write_clips
 from pipelines.decode import open_audio
-from pipelines.download import Download, to_location
+from pipelines.download import Download
 from pipelines.fingerprint import PRINT_RATE, fingerprint
+from pipelines.local import to_location
 from pipelines.resample import Resample, converted
 from pipelines.run import part_path
 from pipelines.shard import plan_shards, write_shard

@@ -18,6 +18,7 @@ from pipelines.disk import BuildError
 from pipelines.facts import Meter, peak_of
 from pipelines.fingerprint import PRINT_RATE, PRINT_SECONDS, fingerprint
 from pipelines.local import local_path
+from pipelines.setting import setting
 
 COMPLETE = 0.95  # share of the declared frames that must decode
 LONGEST = 24 * 3600  # s; a small file can hold years of silence
@@ -34,6 +35,10 @@ class Resample:
 
     packs: ClassVar[bool] = True
 
+    clip_timeout: float = setting(
+        600.0, "seconds a decoder may take over one clip until it is held to hang", manner=True
+    )
+
     def __call__(self, clips: Iterable[Clip], pack: BinaryIO, raw: Path) -> Iterator[Clip]:
         np.empty(KEPT, np.uint8)  # freed at once: from then on glibc keeps what blocks free, and each comes cheaper
         for clip in clips:
@@ -41,6 +46,8 @@ class Resample:
                 yield resample(clip, pack, raw)
             except Rejected as why:
                 yield clip.reject("resample", why.reason, why.detail)
+            except MemoryError:
+                yield clip.reject("resample", "decoder-crashed", "it took more memory than a worker may")
 
 
 def resample(clip: Clip, pack: BinaryIO, raw: Path) -> Clip:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARD_BYTES = 500 * 2**20
-GROUP_BYTES = 100 * 2**20
+GROUP_BYTES = 32 * 2**20  # a writer holds several copies
 GROUP_ROWS = 100
 METADATA_ROWS = 10_000
 COLUMNS = (

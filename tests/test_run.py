@@ -13,12 +13,15 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
+import numpy as np
 import pytest
-from conftest import ROOT
+import soundfile
+from conftest import ROOT, write
 
 from pipelines.clip import Clip, read_clips, write_clips
 from pipelines.disk import BuildError
 from pipelines.engine import Step, engine
+from pipelines.local import to_location
 from pipelines.run import Tally, apply, blame_part, part_path, run_part, stalled
 
 
@@ -157,3 +160,18 @@ def test_an_error_of_a_worker_ends_the_run_as_itself():
 
     with pytest.raises(BuildError, match="no luck with 7"), engine(workers=1) as run:
         list(run([Step(fail)], [7]))
+
+
+def test_a_clip_that_takes_more_memory_than_a_worker_may_costs_itself_only(tmp_path):
+    write(tmp_path / "fine.wav")
+    soundfile.write(tmp_path / "greedy.wav", np.zeros((990_000, 64), np.int16), 990_000)  # 253 MB a second, as float
+    clips = [Clip(f"x/{name}", "x", location=to_location(tmp_path / f"{name}.wav")) for name in ("fine", "greedy")]
+    write_clips(part_path(tmp_path, "manifest", 0), clips)
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from pipelines.engine import limit_memory;"
+        "from pipelines.resample import Resample; from pipelines.run import run_part; import soundfile, soxr, av;"
+        "import pyarrow.pandas_compat; limit_memory(240 * 2**20); run_part(Path(sys.argv[1]), 'manifest', [Resample()], 0)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ROOT)], check=True)
+    clips = read_clips(part_path(tmp_path, "resample", 0))
+    assert [clip.reason for clip in clips] == ["", "decoder-crashed"]
