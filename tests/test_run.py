@@ -173,5 +173,5 @@ def test_a_clip_that_takes_more_memory_than_a_worker_may_costs_itself_only(tmp_p
         "import pyarrow.pandas_compat; limit_memory(240 * 2**20); run_part(Path(sys.argv[1]), 'manifest', [Resample()], 0)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ROOT)], check=True)
-    clips = read_clips(part_path(tmp_path, "resample", 0))
-    assert [clip.reason for clip in clips] == ["", "decoder-crashed"]
+    fine, greedy = read_clips(part_path(tmp_path, "resample", 0))
+    assert fine.reason == "" and greedy.reason in ("decoder-crashed", "undecodable")  # whoever was refused the memory
