@@ -23,7 +23,7 @@ from pipelines.disk import BuildError
 from pipelines.download import Download
 from pipelines.exclude import Exclude, read_ids
 from pipelines.filter import Filter
-from pipelines.remote import is_remote
+from pipelines.remote import is_remote, upload
 from pipelines.sources import SOURCES, Reading, read_card, source
 from pipelines.text import clean
 
@@ -159,7 +159,10 @@ def build_dataset(
             metavar="PATH|URL", help="What the source reads: a folder, an archive, a table, hf://..., s3://..."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the build; run again to continue.")],
+    out: Annotated[str, typer.Option(metavar="PATH|URL", help="Folder of the build; run again to continue.")],
+    work: Annotated[
+        Path | None, typer.Option(help="Folder of the build, where --out is a URL (s3://..., gs://..., hf://...).")
+    ] = None,
     workers: Annotated[
         int | None,
         typer.Option(min=0, help="Ray workers; 0 works in this process. Default: 0 up to 8 parts, else one a core."),
@@ -197,10 +200,12 @@ def build_dataset(
 
     if "exclude_ids" in settings:
         settings["exclude_ids"] = read_ids(Path(settings["exclude_ids"]))
-    origin = input if is_remote(input) else Path(input)
+    if is_remote(out) and work is None:
+        raise BuildError(f"--out {out} is a URL: name a folder for the working files with --work")
+    origin, folder = (input if is_remote(input) else Path(input)), work or Path(out)
     reading, stages = fill(Reading(), settings), [fill(stage, settings) for stage in STAGES]
     if dry_run:
-        planned = plan(source(name), origin, out, reading=reading, limit=limit, workers=workers)
+        planned = plan(source(name), origin, folder, reading=reading, limit=limit, workers=workers)
         print(json.dumps(planned)) if as_json else table("Plan", planned)
         return
     if keep not in ("all", "audio", "none"):
@@ -209,9 +214,11 @@ def build_dataset(
     retry = Retry(reasons, refresh) if retry_rejected or refresh else None
     part_rows = part_rows or (METADATA_ROWS if metadata_only else PART_ROWS)
     stages = without_audio(stages) if metadata_only else stages
-    report = build(source(name), origin, out, reading=reading, stages=stages, workers=workers, keep=keep,
+    report = build(source(name), origin, folder, reading=reading, stages=stages, workers=workers, keep=keep,
                    ray_address=ray_address, part_rows=part_rows, limit=limit, retry=retry)  # fmt: skip
-    show_build(out, report, as_json)
+    if is_remote(out):
+        upload(folder, out)
+    show_build(folder, report, as_json)
 
 
 @command("status")

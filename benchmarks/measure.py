@@ -15,6 +15,16 @@ PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 def measure(name: str, line: list[str], every: bool = False) -> dict[str, Any]:
     """Run a command, print what it took (and its memory at each tenth of its time), return the JSON that it printed."""
+    wall, cpu, seen, said = cost(line)
+    print(f"{name}: {wall:.1f} s, {cpu:.1f} CPU s, peak {seen.most / 2**20:.0f} MiB in all processes", flush=True)
+    if every:
+        tenths = seen.resident[:: max(1, len(seen.resident) // 10)]
+        print(f"resident as it went: {' '.join(f'{each / 2**20:.0f}' for each in tenths)} MiB", flush=True)
+    return json.loads(said)
+
+
+def cost(line: list[str]) -> "tuple[float, float, Seen, str]":
+    """Wall and CPU seconds of a command with all its processes, what was seen of them, and what it printed."""
     start, seen = time.monotonic(), Seen()
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
         watcher = threading.Thread(target=watch, args=(process, seen))
@@ -22,13 +32,8 @@ def measure(name: str, line: list[str], every: bool = False) -> dict[str, Any]:
         said = process.communicate()[0]
         watcher.join()
     if process.returncode:
-        raise SystemExit(f"{name} ended with {process.returncode}")
-    wall, cpu = time.monotonic() - start, sum(seen.cpu.values())
-    print(f"{name}: {wall:.1f} s, {cpu:.1f} CPU s, peak {seen.most / 2**20:.0f} MiB in all processes", flush=True)
-    if every:
-        tenths = seen.resident[:: max(1, len(seen.resident) // 10)]
-        print(f"resident as it went: {' '.join(f'{each / 2**20:.0f}' for each in tenths)} MiB", flush=True)
-    return json.loads(said)
+        raise SystemExit(f"{' '.join(line)} ended with {process.returncode}")
+    return time.monotonic() - start, sum(seen.cpu.values()), seen, said
 
 
 @dataclass

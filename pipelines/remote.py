@@ -1,13 +1,15 @@
-"""Object storage and the Hugging Face Hub as inputs, through fsspec: hf://, s3://, gs://, gcs://, az://, abfs://.
+"""Object storage and the Hugging Face Hub as inputs, and as places for a dataset, through fsspec.
 
-A URL names a bucket or repository, never a host: where a service is and with which credentials comes from the
-environment alone (HF_ENDPOINT, AWS_ENDPOINT_URL, ...), so a table cannot make a build connect elsewhere.
+hf://, s3://, gs://, gcs://, az://, abfs://. A URL names a bucket or repository, never a host: where a service is, and
+with which credentials, comes from the environment alone (HF_ENDPOINT, AWS_ENDPOINT_URL, ...), so a table cannot make
+a build connect elsewhere.
 """
 
 import io
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from pipelines.clip import Rejected
@@ -79,6 +81,29 @@ def list_remote(url: str) -> Iterator[tuple[str, int]]:
         yield f"{url.partition('://')[0]}://{name}", found[name]["size"]
 
 
+def upload(out: Path, url: str) -> None:
+    """Copy what the build in `out` publishes to storage, the card last: a dataset there with a card is complete.
+
+    Shards of an earlier build go. Raises BuildError, after which the same command continues.
+    """
+    card = "dataset/README.md"
+    shards = sorted(f"dataset/data/{path.name}" for path in (out / "dataset/data").glob("*.parquet"))
+    try:
+        with told():
+            files, _ = filesystem(url)
+            root = files._strip_protocol(url).rstrip("/")  # as the storage's own names begin
+            there = {name.removeprefix(f"{root}/") for name in files.find(f"{root}/dataset")}
+            for name in sorted(there - set(shards)):
+                files.rm_file(f"{root}/{name}")
+            for name in [*shards, "dataset/ATTRIBUTION.csv", "rejected.parquet", "report.json", card]:
+                files.put_file(str(out / name), f"{root}/{name}")
+                files.invalidate_cache()
+                if files.info(f"{root}/{name}")["size"] != (out / name).stat().st_size:
+                    raise BuildError(f"{url}/{name} did not arrive whole: run the same command again")
+    except Rejected as why:
+        raise BuildError(f"cannot write to {url}: {why.reason}: {why.detail}") from why
+
+
 def filesystem(url: str) -> tuple[Any, str]:
     """The file system and the path in it; raises Rejected for a scheme not admitted, BuildError for a missing extra."""
     import fsspec
@@ -90,7 +115,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     try:
         return fsspec.filesystem(scheme), path.rstrip("/")
     except ImportError as error:
-        raise BuildError(f"reading {scheme}:// needs {package}: pip install 'clapboard[{extra}]'") from error
+        raise BuildError(f"{scheme}:// needs {package}: pip install 'clapboard[{extra}]'") from error
 
 
 @contextmanager

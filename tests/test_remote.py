@@ -11,7 +11,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from conftest import ROOT, write
+from conftest import ROOT, cli, write
 from hub import serve
 
 from pipelines import remote
@@ -193,3 +193,18 @@ def test_errors_of_the_reader_and_of_the_machine_stay_their_own(memory):
         Path("/none/target").read_bytes()
     with pytest.raises(OSError, match="no space"), told():
         raise OSError(28, "no space left")
+
+
+def test_a_dataset_is_copied_to_storage_with_its_card_last_and_without_shards_of_another_build(tmp_path, monkeypatch):
+    monkeypatch.setitem(remote.PROTOCOLS, "memory", ("fsspec", ""))
+    write(tmp_path / "in/dog.wav")
+    cli("build-dataset", "folder", "--input", tmp_path / "in", "--out", tmp_path / "out")
+    files = fsspec.filesystem("memory")
+    files.pipe_file("/bucket/dataset/data/train-00000-of-00009.parquet", b"of an earlier build")
+    remote.upload(tmp_path / "out", "memory://bucket")
+    there = [name.removeprefix("/bucket/") for name in files.store]
+    shard = "dataset/data/train-00000-of-00001.parquet"
+    assert there == [shard, "dataset/ATTRIBUTION.csv", "rejected.parquet", "report.json", "dataset/README.md"]
+    assert files.cat_file(f"/bucket/{shard}") == (tmp_path / "out" / shard).read_bytes()
+    done = cli("build-dataset", "folder", "--input", tmp_path / "in", "--out", "s3://bucket/x", check=False)
+    assert done.returncode == 1 and "--work" in done.stderr

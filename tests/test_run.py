@@ -170,7 +170,8 @@ def test_a_clip_that_takes_more_memory_than_a_worker_may_costs_itself_only(tmp_p
     code = (
         "import sys; sys.path[:0] = sys.argv[2:]; from pathlib import Path; from pipelines.engine import limit_memory;"
         "from pipelines.resample import Resample; from pipelines.run import run_part; import soundfile, soxr, av;"
-        "import pyarrow.pandas_compat; limit_memory(240 * 2**20); run_part(Path(sys.argv[1]), 'manifest', [Resample()], 0)"
+        "import pyarrow.pandas_compat; limit_memory(240 * 2**20);"
+        "run_part(Path(sys.argv[1]), 'manifest', [Resample()], 0)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ROOT)], check=True)
     fine, greedy = read_clips(part_path(tmp_path, "resample", 0))
