@@ -210,8 +210,8 @@ def build_dataset(
         return
     if keep not in ("all", "audio", "none"):
         raise BuildError(f"--keep {keep}: want all, audio or none")
-    reasons = tuple(names(retry_rejected or "") or ()) if retry_rejected != "transient" else ()
-    retry = Retry(reasons, refresh) if retry_rejected or refresh else None
+    reasons = None if retry_rejected is None else () if retry_rejected == "transient" else names(retry_rejected)
+    retry = Retry(reasons if reasons is None else tuple(reasons), refresh) if retry_rejected or refresh else None
     part_rows = part_rows or (METADATA_ROWS if metadata_only else PART_ROWS)
     stages = without_audio(stages) if metadata_only else stages
     report = build(source(name), origin, folder, reading=reading, stages=stages, workers=workers, keep=keep,

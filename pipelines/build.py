@@ -25,7 +25,7 @@ from pipelines.exclude import Exclude
 from pipelines.filter import Filter
 from pipelines.manifest import begun, manifest, planned, prepare
 from pipelines.progress import Progress
-from pipelines.recipe import begin, check, cores, describe, drop_packs, stale
+from pipelines.recipe import begin, check, cores, describe, stale, tidy, unpublish
 from pipelines.report import write_report
 from pipelines.resample import Resample
 from pipelines.retry import Retry, try_again
@@ -77,7 +77,9 @@ def build_dataset(
         if retry:
             try_again(out, stages, parts, retry)
         if report := finished(out, last, parts):
+            tidy(build, keep)
             return report
+        unpublish(out, whole=not all(part_path(build, last, part).exists() for part in range(parts)))
         if workers is None:
             todo = sum(not part_path(build, last, part).exists() for part in range(parts))
             workers = 0 if todo <= SMALL or ray_address or not audio else cores()
@@ -91,8 +93,7 @@ def build_dataset(
         licenses = write_attribution(out, build, last, parts)
         report = write_report(out)
         write_card(out, source, report, licenses, audio)
-        if keep == "none":
-            drop_packs(build)
+        tidy(build, keep)
     return report
 
 
@@ -104,7 +105,10 @@ def through(
     for leg in legs(stages):
         if hasattr(leg[0], "gather"):
             paths = [part_path(build, before, part) for part in range(parts)]
-            leg[0] = leg[0].gather(paths, build / name_of(leg[0]) / "verdicts.parquet")
+            verdicts = build / name_of(leg[0]) / "verdicts.parquet"
+            if not any(verdicts.parent.glob("part-*.parquet")):
+                verdicts.unlink(missing_ok=True)  # of parts that may have been made anew
+            leg[0] = leg[0].gather(paths, verdicts)
         last = name_of(leg[-1])
         todo = [part for part in range(parts) if not part_path(build, last, part).exists()]
         tally = progress.tally if here else None  # in this process row by row, else as parts are done
@@ -183,8 +187,8 @@ def plan(
 ) -> dict[str, Any]:
     """What a build would take on; None where it is not known before.
 
-    `rows` (clips after grouping), `hours` and `bytes` of the sources, `disk_bytes` at most on the way and `seconds`
-    of this machine's time to decode and encode, downloads apart.
+    `rows` (clips after grouping), `hours` and `bytes` of the sources, about the `disk_bytes` of working parts and
+    shards, raw downloads apart, and about the `seconds` that this machine takes to decode and encode.
     """
     check(input, out, reading)
     rows, seconds, size = 0, 0.0, 0

@@ -4,16 +4,18 @@ Everything else lands in the part's pack, in the order of the rows, whoever was 
 through `video` (yt-dlp), archive members through `archive`, object storage and the Hub through `remote` (fsspec).
 """
 
+import asyncio
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from shutil import copyfileobj
-from tempfile import SpooledTemporaryFile, gettempdir
+from tempfile import SpooledTemporaryFile
+from threading import Lock
 from typing import BinaryIO, ClassVar, cast
 
 from pipelines.clip import Clip, Rejected
@@ -36,7 +38,9 @@ class Download(Limits):
     network: ClassVar[bool] = True
 
     cookies: str = setting("", "cookies.txt of a browser, for videos", metavar="FILE", manner=True)
-    video_sleep: float = setting(1.0, "seconds of rest between two videos of a host", manner=True)
+    video_sleep: float = setting(
+        1.0, "seconds before each request to a video's pages, and before its audio", manner=True
+    )
     video_hosts: tuple[str, ...] = setting(VIDEO_HOSTS, "hosts whose pages yt-dlp opens, separated by commas")
 
     def __call__(self, clips: Iterable[Clip], pack: BinaryIO, raw: Path) -> Iterator[Clip]:
@@ -56,8 +60,9 @@ class Download(Limits):
         from pipelines.web import web
 
         spool = cast(BinaryIO, stack.enter_context(SpooledTemporaryFile(SPOOL, dir=str(folder))))  # noqa: SIM115
+        raise_open_files()
         fetch = {"http": self.fetch, "video": self.fetch_video, "remote": self.fetch_remote}[kind]
-        future = web(self).start(fetch(clip, spool))
+        future = web(self).start(fetch(clip, spool, folder))
         stack.callback(future.cancel)
         return partial(land, spool, future)
 
@@ -87,7 +92,7 @@ class Download(Limits):
                 raise
             return replace(clip, sha256=sha256, size=size, raw_offset=offset, raw_bytes=size)
 
-    async def fetch(self, clip: Clip, spool: BinaryIO) -> Clip:
+    async def fetch(self, clip: Clip, spool: BinaryIO, folder: Path) -> Clip:
         """Over http(s)."""
         from pipelines.web import web
 
@@ -96,12 +101,12 @@ class Download(Limits):
             return replace(clip, attempts=got.attempts)
         return replace(clip, sha256=got.sha256, size=got.size, attempts=got.attempts, validator=got.validator)
 
-    async def fetch_video(self, clip: Clip, spool: BinaryIO) -> Clip:
+    async def fetch_video(self, clip: Clip, spool: BinaryIO, folder: Path) -> Clip:
         """The section of a video that is the clip, with yt-dlp in a thread; a site that it asked too much rests."""
         from pipelines.video import Bounds, fetch_video
         from pipelines.web import web
 
-        bounds = Bounds(Path(gettempdir()), self.max_download_bytes, self.download_timeout, self.read_timeout,
+        bounds = Bounds(folder, self.max_download_bytes, self.download_timeout, self.read_timeout,
                         self.allow_private_addresses, self.cookies, self.video_sleep)  # fmt: skip
 
         attempts = 0
@@ -130,17 +135,65 @@ class Download(Limits):
         sha256 = hashlib.file_digest(spool, "sha256").hexdigest()  # type: ignore[arg-type]
         return replace(found, sha256=sha256, size=spool.tell(), attempts=attempts)
 
-    async def fetch_remote(self, clip: Clip, spool: BinaryIO) -> Clip:
-        """From object storage or the Hub, through fsspec in a thread, where its libraries try again themselves."""
-        from pipelines.remote import open_remote
+    async def fetch_remote(self, clip: Clip, spool: BinaryIO, folder: Path) -> Clip:
+        """From object storage or the Hub, through fsspec in a thread, which is left behind at the deadline."""
         from pipelines.web import web
 
-        def read() -> tuple[str, int]:
-            with open_remote(clip.location) as source:
-                return copy(source, spool, self.max_download_bytes)
+        attempts = 0
 
-        sha256, size = await web(self).aside("remote", REMOTE, read)
-        return replace(clip, sha256=sha256, size=size, attempts=1)
+        async def attempt() -> Clip:
+            nonlocal attempts
+            attempts += 1
+            remote = RemoteFile(clip.location, spool, str(folder), self.max_download_bytes)
+            try:
+                async with asyncio.timeout(self.download_timeout):
+                    sha256, size = await web(self).aside("remote", REMOTE, remote.read)
+            except TimeoutError as error:
+                raise Rejected("timeout", "not finished within the time allowed") from error
+            finally:
+                remote.leave()
+            return replace(clip, sha256=sha256, size=size, attempts=attempts)
+
+        try:
+            return await web(self).insist(attempt)
+        except Rejected as why:
+            raise Rejected(why.reason, why.detail, attempts) from why
+
+
+class RemoteFile:
+    """A remote file on its way to a spool, which it touches only when it is whole and still wanted."""
+
+    def __init__(self, location: str, spool: BinaryIO, folder: str, most: int) -> None:
+        self.location, self.spool, self.folder, self.most = location, spool, folder, most
+        self.wanted, self.lock = True, Lock()
+
+    def read(self) -> tuple[str, int]:
+        """SHA-256 and number of its bytes, in the spool; raises Rejected."""
+        from pipelines.remote import open_remote
+
+        with open_remote(self.location) as source, SpooledTemporaryFile(SPOOL, dir=self.folder) as own:
+            facts = copy(source, cast(BinaryIO, own), self.most)
+            own.seek(0)
+            with self.lock:
+                if self.wanted:
+                    copyfileobj(own, self.spool, BLOCK)
+        return facts
+
+    def leave(self) -> None:
+        """From now on, leave the spool alone."""
+        with self.lock:
+            self.wanted = False
+
+
+@cache
+def raise_open_files() -> None:
+    """Let this process hold as many files open as the system admits: each fetched file may be one until its turn."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 65_536 if hard == resource.RLIM_INFINITY else hard
+    if soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def land(spool: BinaryIO, future: "Future[Clip]", pack: BinaryIO) -> Clip:

@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def run_on_ray(steps: list[Step], items: Iterable[Any], workers: int, address: s
     at_once = FETCHED + 2 * (workers or int(ray.cluster_resources()["CPU"]))
     flights.send(item, 0)
     while flights.flying:
-        for item in islice(waiting, at_once - len(flights.flying)):
+        for item in islice(waiting, max(0, at_once - len(flights.flying) - len(flights.queue))):
             flights.send(item, 0)
         landed, _ = ray.wait(list(flights.flying), timeout=TICK)
         for ref in landed:
@@ -87,30 +87,44 @@ class Flights:
 
     def __init__(self, ray: Any, steps: list[Step]) -> None:
         self.ray, self.steps = ray, steps
-        self.flying: dict[Any, tuple[Any, int, float]] = {}  # item, step, since when
-        self.deaths: Counter[Any] = Counter()
+        self.flying: dict[Any, tuple[Any, int, float, Any]] = {}  # item, step, since when, the actor that has it
+        self.queue: deque[tuple[Any, int]] = deque()  # for the network actor
+        self.deaths: Counter[str] = Counter()
         self.compute = ray.remote(num_cpus=1, max_retries=0)(compute)
         self.fetcher: Any = None
         self.asked: tuple[Any, float] | None = None
+        self.answered = False
 
     def send(self, item: Any, step: int) -> None:
-        """Start a step of an item."""
-        task, run = self.steps[step].task, self.compute
+        """Start a step of an item, or queue it for the network actor."""
         if self.steps[step].network:
+            self.queue.append((item, step))
+            self.fetch()
+        else:
+            ref = self.compute.remote(self.steps[step].task, item)
+            self.flying[ref] = item, step, time.time(), None
+
+    def fetch(self) -> None:
+        """Give the network actor what waits for it, as far as it has threads."""
+        while self.queue and sum(actor is not None for *_, actor in self.flying.values()) < FETCHED:
             if self.fetcher is None:
-                actor = self.ray.remote(num_cpus=0, max_concurrency=FETCHED + 1, max_restarts=0)(Fetcher)
-                self.fetcher = actor.remote()
-            run = self.fetcher.run
-        self.flying[run.remote(task, item)] = item, step, time.time()
+                threads = FETCHED + 1  # one more, to answer
+                self.fetcher = self.ray.remote(num_cpus=0, max_concurrency=threads, max_restarts=0)(Fetcher).remote()
+                self.asked, self.answered = None, False
+            item, step = self.queue.popleft()
+            ref = self.fetcher.run.remote(self.steps[step].task, item)
+            self.flying[ref] = item, step, time.time(), self.fetcher
 
     def land(self, ref: Any) -> Iterator[Any]:
         """The result of a step, after which the item's next one starts; nothing if it must be tried again."""
-        item, step, _ = self.flying.pop(ref)
+        item, step, _, actor = self.flying.pop(ref)
         lost = self.ray.exceptions
         try:
             result = self.ray.get(ref)
         except (lost.ActorDiedError, lost.ActorUnavailableError) as error:
-            self.fetcher = None
+            if self.fetcher is actor:
+                self.ray.kill(actor)  # it may be out of reach only
+                self.fetcher = None
             self.again(item, step, error)
         except (lost.WorkerCrashedError, lost.OutOfMemoryError, lost.NodeDiedError, lost.TaskCancelledError) as error:
             self.again(item, step, error)
@@ -122,30 +136,30 @@ class Flights:
             if step + 1 < len(self.steps):
                 self.send(item, step + 1)
             yield result
+        self.fetch()
 
     def again(self, item: Any, step: int, error: Exception) -> None:
         """Try a step again after its worker died on the item."""
-        self.deaths[item] += 1
+        self.deaths[repr(item)] += 1
         if died := self.steps[step].died:
-            died(item, self.deaths[item])
-        elif self.deaths[item] >= DEATHS:
+            died(item, self.deaths[repr(item)])
+        elif self.deaths[repr(item)] >= DEATHS:
             raise BuildError(f"Ray workers died {DEATHS} times on {item}: is the memory exhausted?") from error
         self.send(item, step)
 
     def kill_what_hangs(self) -> None:
         """End the workers that make no progress; their items land as those of dead workers do."""
-        for ref, (item, step, since) in self.flying.items():
-            if (stalled := self.steps[step].stalled) and stalled(item, since):
+        for ref, (item, step, since, actor) in self.flying.items():
+            if actor is None and (stalled := self.steps[step].stalled) and stalled(item, since):
                 self.ray.cancel(ref, force=True)
         if self.fetcher is None:
-            self.asked = None
-        elif self.asked is None:
+            return
+        if self.asked is None:
             self.asked = self.fetcher.alive.remote(), time.monotonic()
         elif self.ray.wait([self.asked[0]], timeout=0)[0]:
-            self.asked = None
-        elif time.monotonic() - self.asked[1] > ANSWER:
+            self.asked, self.answered = None, True
+        elif self.answered and time.monotonic() - self.asked[1] > ANSWER:  # not one that only starts
             self.ray.kill(self.fetcher)
-            self.fetcher = self.asked = None
 
 
 class Fetcher:

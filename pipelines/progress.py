@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,8 +44,8 @@ class Progress:
 
     def follow(self, shares: dict[str, float], results: Iterable[Any]) -> None:
         """Wait for results and count them. `shares` tells of each stage which share of all rows it has to do."""
-        self.expected |= {stage: round(share * self.rows) for stage, share in shares.items()}
         self.began |= dict.fromkeys(shares, time.monotonic())
+        self.expected |= {stage: round(share * self.rows) for stage, share in shares.items()}
         for tally in results:
             if tally is not self.tally:
                 self.tally.merge(tally)
@@ -74,7 +75,7 @@ class Progress:
             count = self.tally.get(stage, Count())
             speed = count.rows / max(time.monotonic() - self.began[stage], 1e-3)
             left = f"{(expected - count.rows) / speed / 60:.0f} min" if 0 < count.rows < expected else ""
-            reasons = ", ".join(f"{reason} {n:,}" for reason, n in count.reasons.most_common(3))
+            reasons = ", ".join(f"{reason} {n:,}" for reason, n in Counter(dict(count.reasons)).most_common(3))
             rejected = f"{sum(count.reasons.values()):,} rejected" + (f" ({reasons})" if reasons else "")
             yield stage, [f"{count.rows:,} of {expected:,}", f"{speed:,.0f}/s", f"{count.seconds / 3600:.2f} h",
                           f"{count.kept:,} kept", rejected, left and f"{left} left"]  # fmt: skip

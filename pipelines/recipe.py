@@ -119,13 +119,24 @@ def stale(build: Path, new: dict[str, Any]) -> list[str]:
     for name in ("resample", "download"):  # whose bytes may be gone: what needs them redoes them
         if name in names and (first < len(names) or not complete) and first > names.index(name):
             needed = name == "resample" or first == names.index("resample")
-            first = names.index(name) if needed and lacks_packs(build / name) else first
+            first = names.index(name) if needed and lacks_bytes(build / name) else first
     return names[first:]
 
 
-def lacks_packs(stage: Path) -> bool:
-    """Whether a finished part of a stage that packs has lost its bytes."""
-    return any(not path.with_suffix(".pack").exists() for path in stage.glob("part-*.parquet"))
+def lacks_bytes(stage: Path) -> bool:
+    """Whether a finished part of a stage that packs has lost bytes that its rows point to."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    kind = "raw" if stage.name == "download" else "audio"
+    for path in stage.glob("part-*.parquet"):
+        pack = path.with_suffix(".pack")
+        table = pq.read_table(path, columns=[f"{kind}_offset", f"{kind}_bytes"])
+        table = table.filter(pc.greater(table[1], 0))
+        end = pc.max(pc.add(table[0], table[1])).as_py() or 0
+        if end > (pack.stat().st_size if pack.exists() else 0):
+            return True
+    return False
 
 
 def begin(out: Path, new: dict[str, Any], redo: list[str]) -> None:
@@ -155,10 +166,18 @@ def clear(out: Path, names: list[str]) -> None:
         remove(out / "build" / name)
 
 
-def drop_packs(build: Path) -> None:
-    """Remove the working bytes of every part; the shards hold what was kept."""
-    for pack in build.glob("*/part-*.pack"):
-        pack.unlink()
+def unpublish(out: Path, whole: bool) -> None:
+    """Take back that a dataset is complete; the `whole` of it where parts are made anew that its shards came from."""
+    (out / "dataset" / "README.md").unlink(missing_ok=True)
+    if whole:
+        clear(out, [])
+
+
+def tidy(build: Path, keep: str) -> None:
+    """Remove the working bytes that need not stay once the shards hold what was kept."""
+    for pattern in {"all": (), "audio": ("download/part-*.pack",), "none": ("*/part-*.pack",)}[keep]:
+        for pack in build.glob(pattern):
+            pack.unlink()
 
 
 def cores() -> int:

@@ -4,6 +4,7 @@ The parts concerned are set aside under another name and made anew, with every r
 and only the others fetched; so a kill at any moment leaves a build that continues.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,58 +15,77 @@ from pipelines.reasons import explain, retryable
 from pipelines.recipe import clear
 from pipelines.run import AGAIN, Stage, name_of, old_path, part_path
 
+GONE = 2**62  # where no pack has bytes
+
 
 @dataclass(frozen=True)
 class Retry:
-    """Which clips to fetch again: those rejected for `reasons` (all that may pass by themselves if there are none).
+    """Which clips to fetch again: those rejected for `reasons` by download or resample.
 
-    With `refresh` it is every clip from the web instead, unless its server says that it has not changed.
+    With none named it is all that download rejected and that may pass by itself; None asks for no such clip. With
+    `refresh` it is also every clip from the web, unless its server says that it has not changed.
     """
 
-    reasons: tuple[str, ...] = ()
+    reasons: tuple[str, ...] | None = ()
     refresh: bool = False
 
-    def picks(self, clip: Clip) -> bool:
-        """Whether this row of the download stage is fetched again."""
-        if self.refresh:
-            return not clip.reason and clip.location.startswith("http")
-        if clip.stage != "download":
+    def failed(self, clip: Clip) -> bool:
+        """Whether this row was rejected for a reason asked for."""
+        if self.reasons is None or clip.stage not in ("download", "resample"):
             return False
         return clip.reason in self.reasons if self.reasons else retryable(clip.reason)
+
+    def refreshes(self, clip: Clip) -> bool:
+        """Whether this row's server is asked if its bytes have changed."""
+        return self.refresh and not clip.reason and clip.location.startswith("http")
 
 
 def try_again(out: Path, stages: Sequence[Stage], parts: int, retry: Retry) -> int:
     """Set aside the parts with clips to fetch again; returns how many clips. What follows them is redone."""
-    for reason in retry.reasons:
+    for reason in retry.reasons or ():
         try:
             explain(reason)
         except KeyError:
             raise BuildError(f"--retry-rejected {reason}: no such reason; see pipelines/reasons.py") from None
-    build, names, found = out / "build", [name_of(stage) for stage in stages], 0
+    build, names = out / "build", [name_of(stage) for stage in stages]
     if "download" not in names:
-        raise BuildError("--retry-rejected needs a build with downloads: this one has metadata only")
-    for part in range(parts):
-        path = part_path(build, "download", part)
-        rows = read_clips(path) if path.exists() else []
-        picked = [retry.picks(row) for row in rows]
-        if not any(picked):
+        raise BuildError("there is nothing to fetch again in a build of metadata only")
+    found = {part: count for part in range(parts) if (count := count_picked(build, part, retry))}
+    print(f"{sum(found.values())} clips to fetch again", file=sys.stderr)
+    for part in found:
+        path = part_path(build, "resample", part)
+        if path.exists() and not path.with_suffix(".pack").exists():
+            raise BuildError(f"{path.parent} holds no audio any more (--keep none): build in a new folder instead")
+    if found:
+        clear(out, names[names.index("resample") + 1 :])
+    for part in found:
+        set_aside(build, part, retry)
+    return sum(found.values())
+
+
+def latest(build: Path, part: int) -> list[Clip]:
+    """The rows of a part as resample left them, or download."""
+    paths = [part_path(build, stage, part) for stage in ("resample", "download")]
+    return next((read_clips(path) for path in paths if path.exists()), [])
+
+
+def count_picked(build: Path, part: int, retry: Retry) -> int:
+    """How many clips of a part are to be fetched again."""
+    return sum(retry.failed(row) or retry.refreshes(row) for row in latest(build, part))
+
+
+def set_aside(build: Path, part: int, retry: Retry) -> None:
+    """Make a part's files old ones, whose rows lend themselves to the new ones; the packs stay where they are."""
+    failed = {row.id for row in latest(build, part) if retry.failed(row)}
+    for stage in ("resample", "download"):  # in this order: what a kill leaves between them is a whole build
+        path = part_path(build, stage, part)
+        if not path.exists():
             continue
-        if not found:
-            clear(out, names[names.index("resample") + 1 :])
-        found += sum(picked)
-        kept = part_path(build, "resample", part)
-        if kept.exists():
-            if not kept.with_suffix(".pack").exists():
-                raise BuildError(f"{kept.parent} holds no audio any more (--keep none): build in a new folder instead")
-            set_aside(kept, read_clips(kept))
-        marked = [replace(row, stage=AGAIN) if picks else row for row, picks in zip(rows, picked, strict=True)]
-        set_aside(path, [row for row in marked if row.stage != AGAIN or row.validator])
-    return found
-
-
-def set_aside(path: Path, rows: list[Clip]) -> None:
-    """Make a part an old one, whose `rows` lend themselves to the new one."""
-    write_clips(old_path(path), rows)
-    if path.with_suffix(".pack").exists():
-        path.with_suffix(".pack").replace(old_path(path).with_suffix(".pack"))
-    path.unlink()
+        rows = [row for row in read_clips(path) if row.id not in failed]
+        if stage == "download":
+            rows = [replace(row, stage=AGAIN) if retry.refreshes(row) else row for row in rows]
+            rows = [row for row in rows if row.stage != AGAIN or row.validator]
+            if not path.with_suffix(".pack").exists():  # removed once resample had it
+                rows = [replace(row, raw_offset=GONE) if row.raw_bytes else row for row in rows]
+        write_clips(old_path(path), rows)
+        path.unlink()

@@ -5,7 +5,10 @@ lends its rows to the new one, so that clips are tried again without touching th
 """
 
 import faulthandler
+import os
 import re
+import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -17,8 +20,10 @@ from typing import Any, ClassVar, Protocol
 from pipelines.clip import Clip, read_clips, write_clips
 from pipelines.disk import BuildError, atomic
 from pipelines.engine import DEATHS
+from pipelines.reasons import retryable
 
 CLIP_TIMEOUT = 600.0  # s over one clip, after which its decoder is held to hang
+TICKS = 20  # of the watchdog over one clip
 GRACE = 60.0  # s on top, in which a worker should have ended itself
 AGAIN = "again"  # in the stage column of an old row: fetch it again if it has changed
 
@@ -112,19 +117,17 @@ def run_part(
 def run_stage(stage: Stage, clips: list[Clip], path: Path, raw: Path, tally: Tally) -> list[Clip]:
     """Run one stage over one part and commit the result under `path`, bytes first."""
     old = old_path(path)
-    old_pack = old.with_suffix(".pack")
     before = {clip.id: clip for clip in read_clips(old)} if old.exists() else {}
     if not stage.packs:
         clips = apply(stage, clips, tally, before)
     else:
         with atomic(path.with_suffix(".pack")) as pack:
-            if old_pack.exists():
-                copyfile(old_pack, pack)  # what old rows point to stays where it was
+            if before and path.with_suffix(".pack").exists():
+                copyfile(path.with_suffix(".pack"), pack)  # what old rows point to stays where it was
             with pack.open("ab") as handle:
                 clips = watched(stage, clips, path, tally, before, handle, raw)
     write_clips(path, clips)
     old.unlink(missing_ok=True)
-    old_pack.unlink(missing_ok=True)
     return clips
 
 
@@ -148,7 +151,7 @@ def apply(stage: Stage, clips: Iterable[Clip], tally: Tally, old: dict[str, Clip
 
     def live() -> Iterator[Clip]:
         for clip in clips:
-            done = clip if clip.reason else taken_over(clip, old.get(clip.id))
+            done = clip if clip.reason else taken_over(clip, old.get(clip.id), name_of(stage))
             rows.append(done)
             if done is not None:
                 tally.add(name_of(stage), done)
@@ -158,6 +161,9 @@ def apply(stage: Stage, clips: Iterable[Clip], tally: Tally, old: dict[str, Clip
 
     changed = []
     for clip in stage(live(), *packs):
+        before = old.get(clip.id)
+        if before is not None and before.stage == AGAIN and retryable(clip.reason):
+            clip = replace(before, stage="")  # what we have is better than a server's bad day
         tally.add(name_of(stage), clip)
         changed.append(clip)
     if [clip.id for clip in changed] != asked:
@@ -166,9 +172,9 @@ def apply(stage: Stage, clips: Iterable[Clip], tally: Tally, old: dict[str, Clip
     return [next(after) if row is None else row for row in rows]
 
 
-def taken_over(clip: Clip, old: Clip | None) -> Clip | None:
-    """The old row of a clip if it holds for it still: not marked to be tried again, and of the same bytes."""
-    if old is None or old.stage == AGAIN or (clip.sha256 and clip.sha256 != old.sha256):
+def taken_over(clip: Clip, old: Clip | None, stage: str) -> Clip | None:
+    """The old row of a clip if it still holds: of this stage, not to be tried again, and of the same bytes."""
+    if old is None or old.stage not in ("", stage) or (clip.sha256 and clip.sha256 != old.sha256):
         return None
     return old
 
@@ -184,27 +190,39 @@ def again(clip: Clip, old: Clip | None) -> Clip:
 class Journal:
     """Names the clip in hand, so that a decoder that takes the process down, or hangs, costs that clip only.
 
-    On a fatal signal faulthandler adds its own line to the same file, and so it does when a clip takes too long,
+    On a fatal signal faulthandler adds its own line to the same file, and a watchdog one when a clip takes too long,
     before it ends the process; a SIGKILL from outside adds nothing. So the next run can tell the clip at fault from
     one that was merely in hand when the build was killed, and rejects only the former.
     """
 
     def __init__(self, path: Path, seconds: float) -> None:
         self.path, self.seconds = path, seconds
+        self.ticks, self.closed = 0, threading.Event()
 
     def __enter__(self) -> "Journal":
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.handle = self.path.open("ab", buffering=0)
         self.faults_were_on = faulthandler.is_enabled()
         faulthandler.enable(self.handle, all_threads=False)
+        threading.Thread(target=self.watchdog, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        faulthandler.cancel_dump_traceback_later()
+        self.closed.set()
         faulthandler.disable()
         if self.faults_were_on:
             faulthandler.enable()
         self.handle.close()
+
+    def watchdog(self) -> None:
+        """End the process when a clip has been in hand for too long; time in which it was stopped does not count."""
+        while not self.closed.wait(self.seconds / TICKS):
+            self.ticks += 1
+            if self.ticks > TICKS:
+                self.handle.write(b"Timeout: over %d s\n" % self.seconds)
+                print(f"Error: a decoder hangs, see {self.path}: run the same command again to go on without its clip",
+                      file=sys.stderr, flush=True)  # fmt: skip
+                os._exit(1)
 
     def watch(self, clips: Iterable[Clip], stage: str) -> Iterator[Clip]:
         """Note each clip as it is handed out; those that crashed an earlier run come out rejected."""
@@ -215,7 +233,7 @@ class Journal:
                 yield clip.reject(stage, "decoder-crashed", fault.decode("utf-8", "replace"))
             else:
                 self.handle.write(b"row %d\n" % row)
-                faulthandler.dump_traceback_later(self.seconds, file=self.handle, exit=True)
+                self.ticks = 0
                 yield clip
 
 

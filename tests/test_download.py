@@ -1,16 +1,21 @@
 """The download stage, end to end: every row ends with its reason or its bytes, whatever the servers do."""
 
 import csv
+import hashlib
 import json
+import resource
 import shutil
 import signal
 import subprocess
 import time
 import zipfile
+from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from conftest import cli, command, tree, write
 from server import Server, serve
 from test_hostile import fates
@@ -141,6 +146,72 @@ def test_what_is_kept_of_the_working_files(server, tmp_path, keep, raw, packs):
     report = build(path, out, "--keep", keep, "--min-duration", 0.2)
     assert report["kept"] == 3
     assert len(server.log) == (asked if packs else 2 * asked), "a new threshold needs the network only without audio"
+
+
+def durations(out: Path) -> dict[str, float]:
+    """{native id: seconds of the FLAC} of every published clip."""
+    rows = pq.read_table(out / "dataset/data", columns=["id", "audio"]).to_pylist()
+    return {row["id"][4:]: soundfile.info(BytesIO(row["audio"]["bytes"])).duration for row in rows}
+
+
+def test_trying_again_without_the_working_audio_is_refused_and_leaves_the_dataset(server, tmp_path):
+    path, out = table(tmp_path, [*sounds(server, tmp_path, 2), server.url + "/status/500"]), tmp_path / "out"
+    build(path, out, "--keep", "none")
+    before = tree(out / "dataset")
+    line = ("build-dataset", "csv", "--input", path, "--out", out, *POLITE, "--retry-rejected")
+    done = cli(*line, check=False)
+    assert done.returncode == 1 and "--keep none" in done.stderr
+    assert tree(out / "dataset") == before
+
+
+def test_audio_stays_with_its_clip_when_parts_tried_again_are_decoded_anew(server, tmp_path):
+    server.files["/a.wav"] = write(tmp_path / "a.wav", 0.5).read_bytes()
+    path, out = table(tmp_path, [server.url + "/a.wav", server.url + "/b.wav"]), tmp_path / "out"
+    build(path, out)
+    server.files["/b.wav"] = write(tmp_path / "b.wav", 0.9).read_bytes()
+    build(path, out, "--retry-rejected", "http-404", "--keep", "all")
+    shutil.rmtree(out / "build/resample")
+    build(path, out, "--dedup", "none")
+    assert durations(out) == {"0": 0.5, "1": 0.9}
+
+
+def test_a_clip_whose_table_states_its_hash_comes_back_when_its_server_does(server, tmp_path):
+    sound = write(tmp_path / "a.wav").read_bytes()
+    path, out = tmp_path / "in.csv", tmp_path / "out"
+    path.write_text(f"id,path,caption,sha256\n0,{server.url}/a.wav,A dog,{hashlib.sha256(sound).hexdigest()}\n")
+    server.broken = True
+    assert build(path, out)["rejected_by_reason"] == {"http-500": 1}
+    server.broken, server.files["/a.wav"] = False, sound
+    assert build(path, out, "--retry-rejected")["kept"] == 1
+
+
+def test_a_server_that_is_down_while_refreshing_costs_no_clip(server, tmp_path):
+    path, out = table(tmp_path, sounds(server, tmp_path, 2)), tmp_path / "out"
+    build(path, out)
+    before = tree(out / "dataset")
+    server.broken = True
+    assert build(path, out, "--refresh")["kept"] == 2
+    assert tree(out / "dataset") == before
+
+
+def test_what_is_fetched_anew_is_published_anew(server, tmp_path):
+    server.files["/a.wav"] = write(tmp_path / "a.wav", 0.5).read_bytes()
+    path, out = table(tmp_path, [server.url + "/a.wav"]), tmp_path / "out"
+    build(path, out)
+    server.files["/a.wav"] = write(tmp_path / "a.wav", 0.9).read_bytes()
+    for stage in ("download", "resample", "filter", "dedup", "caption"):
+        shutil.rmtree(out / "build" / stage)
+    build(path, out)
+    assert durations(out) == {"0": 0.9}
+
+
+def test_more_files_than_may_be_open_by_default_can_wait_for_their_turn(server, tmp_path):
+    server.body = bytes(200_000)
+    path = table(tmp_path, [f"{server.url}/{'hang' if n == 0 else 'fine'}?{n}" for n in range(200)])
+    low = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (128, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    line = command(("build-dataset", "csv", "--input", path, "--out", tmp_path / "out", *POLITE, "--json"))
+    done = subprocess.run(line, preexec_fn=low, capture_output=True, text=True)
+    assert json.loads(done.stdout)["rejected_by_reason"] == {"not-audio": 199, "timeout": 1}, done.stderr
 
 
 @pytest.mark.slow

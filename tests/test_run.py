@@ -30,7 +30,7 @@ class Fragile:
     """Stands for a decoder: some titles take the process down, by a crash or as the kernel would."""
 
     packs: ClassVar[bool] = True
-    clip_timeout: ClassVar[float] = 3.0
+    clip_timeout: ClassVar[float] = 2.0
 
     def __call__(self, clips: Iterable[Clip], pack: BinaryIO, raw: Path) -> Iterator[Clip]:
         for clip in clips:
@@ -119,6 +119,7 @@ def test_on_ray_clips_that_kill_their_worker_are_found_and_rejected(tmp_path, mo
 def test_on_ray_a_decoder_that_hangs_and_a_worker_that_is_stopped_cost_their_clip(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     monkeypatch.setattr("pipelines.run.GRACE", 1.0)
+    monkeypatch.setattr("pipelines.run.DEATHS", 2)
     monkeypatch.setattr("pipelines.engine.TICK", 0.5)
     part_of(tmp_path, "fine", "hang", "stop", "fine")
     stages = [Fragile()]
