@@ -18,7 +18,7 @@ import zlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise
@@ -56,11 +56,12 @@ DAMAGE = (BadZipFile, tarfile.TarError, zlib.error, struct.error, EOFError, Valu
 
 
 class Member(NamedTuple):
-    """A file in an archive; one with `trouble` cannot be read, and that says why."""
+    """A file in an archive; one with `trouble` cannot be read, and that says why; `copies` have its name too."""
 
     name: str
     size: int
     trouble: str = ""
+    copies: int = 0
 
 
 class Entry(NamedTuple):
@@ -119,7 +120,7 @@ def members(archive: Path) -> Iterator[Member]:
     """
     index = index_of(archive)
     for name, entry in index.entries.items():
-        yield Member(name, entry.size, entry.trouble)
+        yield Member(name, entry.size, entry.trouble, index.copies[name])
     if index.broken:
         raise BuildError(
             f"{archive} can be read for {len(index.entries)} members only: {index.broken}: "
@@ -157,7 +158,7 @@ class Checked(io.RawIOBase):
 
     def readinto(self, buffer: "WriteableBuffer", /) -> int:
         target = memoryview(buffer).cast("B")
-        wanted = min(len(target), self.size - self.done)
+        wanted = max(0, min(len(target), self.size - self.done))
         with corrupt():
             data = self.fetch(wanted, self.done)
         if wanted and not data:
@@ -287,9 +288,11 @@ def list_tar(handle: BinaryIO, index: Index, most: int | None) -> None:
         if tar.offset <= before:
             raise tarfile.ReadError("a header that leads backwards")
         before = tar.offset
+        if info.size < 0:
+            raise tarfile.ReadError(f"a size below 0 for {info.name!r}")
         if not info.isdir():
             index.add(info.name, Entry(info.offset_data, info.size, tar_trouble(info)))
-        if most is not None and before > most:
+        if most is not None and before > most:  # before the next header is sought, behind what it unpacks to
             raise tarfile.ReadError(f"it unpacks to over {most} bytes")
     handle.seek(tar.offset)
     if handle.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -313,29 +316,43 @@ def tar_reader(archive: Path, entry: Entry) -> Callable[[int, int], bytes]:
 
 
 def scan_gzip(archive: Path, size: int) -> Index:
-    """List a tar.gz, unpacking it twice; from then on each member is reached without those before it.
+    """List a tar.gz; from then on each member is reached without those before it.
 
+    It is unpacked three times: to see that it ends, to note where one can begin, and for the headers.
     Damaged bytes unpack to wrong ones for a while before that shows. So where the listing breaks off the last members
     are not given, and where only the checksum of the whole is wrong, none is.
     """
     from indexed_gzip import IndexedGzipFile, ZranError
 
-    spacing = max(2**20, size // SEEK_POINTS)  # more points take memory, fewer take time to reach a member
+    most = max(EXPANSION[0] * size, EXPANSION[1])
+    length = unpacked(archive, most)
+    spacing = max(2**20, length // SEEK_POINTS)  # more points take memory, fewer take time to reach a member
     # not by its name: one that is not UTF-8 takes the process down
     gzip = IndexedGzipFile(fileobj=archive.open("rb"), spacing=spacing, buffer_size=2**13)
     index = Index(archive, lambda entry: lambda size, at: gzip.pread(size, entry.offset + at))
-    damage = ""
+    damage = f"it unpacks to over {most} bytes" if length > most else ""
     try:
-        gzip.build_full_index()
+        if not damage:  # else only what is read is unpacked
+            gzip.build_full_index()
     except ZranError as error:
         damage = f"its gzip data are damaged: {error}"
-    scan_tar(gzip, index, max(EXPANSION[0] * size, EXPANSION[1]))
+    scan_tar(gzip, index, most)
     if damage or index.broken:
         end = max((entry.offset + entry.size for entry in index.entries.values()), default=0)
         sure = 0 if not index.broken else end - DOUBT if damage else end - 1
         index.broken = damage or index.broken
         doubt(index, sure)
     return index
+
+
+def unpacked(archive: Path, most: int) -> int:
+    """The bytes that a gzip unpacks to, counted until they are over `most` or the gzip is damaged."""
+    total, stream = 0, zlib.decompressobj(31)
+    with archive.open("rb") as handle, suppress(zlib.error):  # the index tells of damage
+        while total <= most and (data := stream.unconsumed_tail or stream.unused_data or handle.read(2**14)):
+            stream = zlib.decompressobj(31) if stream.eof else stream
+            total += len(stream.decompress(data, PIECE))
+    return total
 
 
 def doubt(index: Index, sure: int) -> None:

@@ -4,6 +4,7 @@ A stage fills fields that nobody before it filled. A rejected clip keeps its pla
 """
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.disk import BuildError, atomic
 from pipelines.reasons import explain
-from pipelines.text import clean
+from pipelines.text import clean, public
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,10 +77,14 @@ class Clip:
     attempts: int = 0
 
     def reject(self, stage: str, reason: str, detail: str = "", attempts: int | None = None) -> Self:
-        """The same clip, rejected; `reason` must be in the vocabulary, or KeyError is raised."""
+        """The same clip, rejected; `reason` must be in the vocabulary, or KeyError is raised.
+
+        An address in the detail loses what is secret.
+        """
         explain(reason)
         attempts = self.attempts if attempts is None else attempts
-        return replace(self, stage=stage, reason=reason, detail=clean(detail)[:500], attempts=attempts)
+        detail = re.sub(r"https?://[^\s'\"<>]+", lambda url: public(url[0]), clean(detail))[:500]
+        return replace(self, stage=stage, reason=reason, detail=detail, attempts=attempts)
 
 
 class Rejected(Exception):

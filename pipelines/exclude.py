@@ -11,6 +11,8 @@ from pipelines.disk import BuildError
 from pipelines.setting import setting
 from pipelines.text import printable
 
+SECTION = r"(#[\d.e+]*-[\d.e+]*)?(#\d+)?$"  # of a recording, or the number of a repeated id
+
 
 @dataclass(frozen=True)
 class Exclude:
@@ -28,7 +30,7 @@ class Exclude:
             native = clip.id.removeprefix(f"{clip.source}/")
             if allowed and clip.license.casefold() not in allowed:
                 yield clip.reject("exclude", "license", clip.license or "no licence given")
-            elif native in excluded or re.sub(r"#\d+$", "", native) in excluded:
+            elif not excluded.isdisjoint((native, re.sub(SECTION, "", native), re.sub(r"#\d+$", "", native))):
                 yield clip.reject("exclude", "evaluation-overlap", f"id {native} is on the list")
             else:
                 yield clip

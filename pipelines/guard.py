@@ -19,6 +19,8 @@ METADATA = {ipaddress.ip_address(each) for each in ("169.254.169.254", "fd00:ec2
             "100.100.100.200", "192.0.0.192", "168.63.129.16")}  # fmt: skip
 OURS = [ipaddress.ip_network(each) for each in ("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16",
         "::1/128", "fc00::/7")]  # fmt: skip
+SPECIAL = [ipaddress.ip_network(each) for each in ("192.0.0.0/24", "3fff::/20")]  # Python 3.11 takes some for public
+UNICAST = ipaddress.ip_network("2000::/3")  # all that is public in IPv6
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 rules = threading.local()  # .private: whether this thread is guarded, and may reach private addresses
 
@@ -40,6 +42,8 @@ def forbidden(address: str, private: bool) -> bool:
         return True
     if private and any(ip in network for network in OURS):
         return False
+    if any(ip in network for network in SPECIAL) or (ip.version == 6 and ip not in UNICAST):
+        return True
     return not ip.is_global or ip.is_multicast or ip.is_reserved or ip.is_unspecified
 
 

@@ -22,6 +22,7 @@ FINAL = {
     "bad-redirect": "a redirect led nowhere, in a circle or off http(s)",
     "unsupported-url": "the kind of address is not supported",
     "unavailable-video": "the video is private, removed or blocked",
+    "bad-section": "the section's start or end is not a number of seconds, or ends before it begins",
     "missing-file": "the file does not exist or cannot be read",
     "bad-archive-member": "the archive member is unsafe or broken",
     "not-audio": "the content is not audio",

@@ -5,6 +5,13 @@ import unicodedata
 
 BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # reorder what a reader sees
 
+ADDRESS = re.compile(r"(\s*[a-z][a-z0-9+.-]*://)(?:[^/?#]*@)?", re.IGNORECASE)  # its scheme and who asks
+SIGNING = re.compile(
+    r"(?:^|[&;])(?:x-amz-[^=&]*|x-goog-[^=&]*|signature|expires|key-pair-id|policy|sig|se|sp|sv"
+    r"|token|access_token|api_key|key)=",
+    re.IGNORECASE,
+)
+
 
 def printable(text: str) -> str:
     """Text as it was published, without control characters and unpaired surrogates.
@@ -25,6 +32,20 @@ def clean(text: str) -> str:
 def words(text: str) -> int:
     """How many words a caption has, split at white space, punctuation alone not counted."""
     return sum(word.isalnum() or any(map(str.isalnum, word)) for word in text.split())
+
+
+def public(url: str) -> str:
+    """An address without what only its owner should know; any other text as it is.
+
+    That is the user and password before the host, and the whole query if a parameter in it signs the request.
+    """
+    if "@" not in url and "?" not in url:  # nearly every text
+        return url
+    if (address := ADDRESS.match(url)) is None:
+        return url
+    place, fragment_mark, fragment = url[address.end() :].partition("#")
+    path, _, query = place.partition("?")
+    return address[1] + (path if SIGNING.search(query) else place) + fragment_mark + fragment
 
 
 def from_name(stem: str) -> str:

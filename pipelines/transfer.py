@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 HEAD = 1024  # bytes looked at to tell a page from a file
 PAGE = re.compile(rb"[\xef\xbb\xbf\s]*<(?:!doctype|!--|\?xml|[a-z]{1,20}[\s>])", re.IGNORECASE)
-TITLE = re.compile(rb"<title[^>]*>(.*?)</title", re.IGNORECASE | re.DOTALL)
 TITLE_BYTES = 64 * 2**10  # of a page, read for its title
+CONDITIONS = ("If-None-Match", "If-Modified-Since")  # headers that ask for a file only if it has changed
 PIECE = 2**18  # bytes that are inflated at a time
 
 
@@ -33,6 +33,7 @@ class Transfer:
     into: BinaryIO
     limit: int  # bytes
     known: str = ""  # validator of what the caller has already
+    cut: bool = False  # whether a file too large is of use up to its limit, which is then written
     attempts: int = 0
     host: Host | None = None  # the last one asked
     digest: Any = field(default_factory=hashlib.sha256)
@@ -53,8 +54,10 @@ class Transfer:
 
     def add(self, piece: bytes) -> None:
         """Write and hash what arrived; raises Rejected beyond the limit."""
+        room = self.limit - self.size
         self.size += len(piece)
         if self.size > self.limit:
+            self.into.write(piece[: max(room, 0)] if self.cut else b"")
             raise Rejected("too-large", f"over {self.limit} bytes")
         if self.into.closed:  # by whoever asked for the file and then cancelled it
             raise asyncio.CancelledError
@@ -67,7 +70,7 @@ class Transfer:
             return {"Range": f"bytes={self.size}-", "If-Range": self.mark}
         if self.known:
             by_tag = self.known.startswith(('"', "W/"))
-            return {"If-None-Match" if by_tag else "If-Modified-Since": self.known}
+            return {CONDITIONS[0 if by_tag else 1]: self.known}
         return {}
 
 
@@ -93,7 +96,7 @@ def begin(response: "aiohttp.ClientResponse", transfer: Transfer) -> None:
     else:
         transfer.restart()
         total = response.content_length
-    if total is not None and total > transfer.limit:
+    if total is not None and total > transfer.limit and not transfer.cut:
         raise Rejected("too-large", f"{total} bytes")
     transfer.total = None if coding(response) else total
     transfer.mark = mark or transfer.mark
@@ -102,13 +105,14 @@ def begin(response: "aiohttp.ClientResponse", transfer: Transfer) -> None:
 
 def rest_of(span: str, transfer: Transfer, mark: str) -> int | None:
     """Length of the whole by Content-Range; raises Rejected, to begin anew, if it is not the rest of our file."""
-    match = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18}|\*)", span)
-    total = int(match[2]) if match and match[2] != "*" else None
-    fits = match and int(match[1]) == transfer.size and mark in ("", transfer.mark or mark)
-    if not fits or (total and transfer.total and total != transfer.total):
+    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", span)
+    total = int(match[3]) if match and match[3] != "*" else transfer.total
+    asked = transfer.size and transfer.mark and mark in ("", transfer.mark)
+    fits = match and int(match[1]) == transfer.size and total is not None and int(match[2]) < total
+    if not asked or not fits or transfer.total not in (None, total):
         transfer.restart()
         raise Rejected("incomplete-body", "the server sent another part than the one asked for")
-    return total or transfer.total
+    return total
 
 
 def printable(text: str) -> str:
@@ -129,6 +133,7 @@ async def inflated(chunks: AsyncIterator[bytes], encoding: str) -> AsyncIterator
     engine = None
     async for chunk in chunks:
         piece = b""
+        chunk = chunk.lstrip(b"\0") if engine and engine.eof else chunk  # padding
         while chunk or len(piece) == PIECE:  # a full piece may have left some behind, in the engine
             if engine is None or (engine.eof and chunk):
                 zlib_or_gzip = encoding != "deflate" or chunk[0] & 15 == 8
@@ -137,7 +142,7 @@ async def inflated(chunks: AsyncIterator[bytes], encoding: str) -> AsyncIterator
                 piece = engine.decompress(chunk, PIECE)
             except zlib.error as error:
                 raise Rejected("not-audio", f"not {encoding}, as its header says") from error
-            chunk = engine.unused_data if engine.eof else engine.unconsumed_tail
+            chunk = engine.unused_data.lstrip(b"\0") if engine.eof else engine.unconsumed_tail
             if piece:
                 yield piece
             await asyncio.sleep(0)  # others have their turn, however much comes out
@@ -147,9 +152,19 @@ async def inflated(chunks: AsyncIterator[bytes], encoding: str) -> AsyncIterator
 
 async def describe(start: bytes, pieces: AsyncIterator[bytes]) -> str:
     """What kind of page begins with `start`, and its title."""
-    text = start
-    while len(text) < TITLE_BYTES and not TITLE.search(text) and (piece := await anext(pieces, b"")):
+    text, seen = bytearray(start), 0
+    while len(text) < TITLE_BYTES and b"</title" not in text[seen:].lower() and (piece := await anext(pieces, b"")):
+        seen = max(0, len(text) - len(b"</title"))
         text += piece
-    title = TITLE.search(text[:TITLE_BYTES])
     kind = "an XML document" if b"<?xml" in start[:16].lower() else "an HTML page"
-    return f"{kind}: {unescape(title[1].decode('utf-8', 'replace')).strip()[:100]}" if title else kind
+    return ": ".join(filter(None, (kind, title(bytes(text[:TITLE_BYTES])))))
+
+
+def title(page: bytes) -> str:
+    """The title of a page, "" if it has none; found in steps, since a pattern may take the square of its length."""
+    text = page.lower()
+    begin = text.find(b">", max(0, text.find(b"<title"))) + 1
+    end = text.find(b"</title", begin)
+    if b"<title" not in text or not begin or end < 0:
+        return ""
+    return unescape(page[begin:end].strip()[:1_000].decode("utf-8", "replace")).strip()[:100]

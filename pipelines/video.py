@@ -2,7 +2,9 @@
 
 yt-dlp finds the file behind the page. Where the file is one that can be read piecewise (HTTP Range, MP4 or WebM),
 its header and the section's packets travel and are copied, not re-encoded; anything else is fetched whole by
-yt-dlp's own downloaders. No other program takes part, and every connection is made under the guard.
+yt-dlp's own downloaders. Every connection is made under the guard. No other program takes part, neither ffmpeg nor a
+JavaScript runtime (deno, node), which costs those formats of YouTube whose addresses only its player's script can
+tell; a video that has no others is "unavailable-video" or "not-audio".
 """
 
 import errno
@@ -41,6 +43,7 @@ BLOCK = 2**17  # bytes in one Range request
 HELD = 32  # blocks kept in memory
 PAGES = 2**26  # bytes of pages and scripts, until the audio's address is known
 LEAD = 0.25  # s copied around a section, so that a decoder is settled when it begins
+MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)  # what this machine lacks, not the site
 MEANT = (  # what yt-dlp says, and the reason that it stands for; all else is "unavailable-video"
     (r"not a bot|rate.?limit|too many requests|captcha", "rate-limited"),
     (r"Requested format is not available", "not-audio"),
@@ -223,7 +226,7 @@ def quiet(folder: Path, bounds: Bounds) -> dict[str, Any]:
         "ffmpeg_location": str(folder / "nowhere"), "external_downloader": "native", "hls_prefer_native": True,
         "proxy": "", "socket_timeout": bounds.read_timeout, "max_filesize": bounds.max_bytes, "retries": 0,
         "extractor_retries": 0, "fragment_retries": 2, "skip_unavailable_fragments": False,
-        "sleep_interval": bounds.sleep, "sleep_interval_requests": bounds.sleep,
+        "sleep_interval": bounds.sleep, "sleep_interval_requests": bounds.sleep, "js_runtimes": {},
     }  # fmt: skip
 
 
@@ -293,10 +296,19 @@ def explained(budget: Budget, fetching: bool) -> Iterator[None]:
 
 @contextmanager
 def stumbles() -> Iterator[None]:
-    """Within, what yt-dlp trips over in a page or playlist that it does not expect becomes Rejected."""
+    """Within, whatever yt-dlp trips over in a page, playlist or file that it does not expect becomes Rejected.
+
+    It reads what strangers send and may raise anything; trouble of this machine is raised as it is.
+    """
+    from yt_dlp.utils import YoutubeDLError
+
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except (Rejected, BuildError, MemoryError, NotPiecewise, YoutubeDLError):  # the last is for `explained`
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in MACHINE:
+            raise
         raise Rejected("unavailable-video", f"yt-dlp does not understand the site: {error!r}") from error
 
 
@@ -392,8 +404,9 @@ def fetch_block(ydl: "YoutubeDL", info: dict[str, Any], number: int) -> tuple[by
 
     first = number * BLOCK
     wanted = {"Accept-Encoding": "identity", "Range": f"bytes={first}-{first + BLOCK - 1}"}
-    with ydl.urlopen(Request(info["url"], headers={**(info.get("http_headers") or {}), **wanted})) as response:
-        told = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.get_header("Content-Range") or "")
+    headers = {**(info.get("http_headers") or {}), **wanted}
+    with stumbles(), ydl.urlopen(Request(info["url"], headers=headers)) as response:
+        told = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", response.get_header("Content-Range") or "")
         if response.status != 206 or not told or int(told[1]) != first:
             raise NotPiecewise
         size = int(told[3])

@@ -15,7 +15,7 @@ import re
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC
@@ -31,7 +31,7 @@ from pipelines.guard import guarded
 from pipelines.hosts import Host, Hosts
 from pipelines.reasons import retryable
 from pipelines.setting import setting
-from pipelines.transfer import HEAD, PAGE, Transfer, begin, coding, describe, inflated, refused
+from pipelines.transfer import CONDITIONS, HEAD, PAGE, Transfer, begin, coding, describe, inflated, refused
 
 if TYPE_CHECKING:
     from urllib.robotparser import RobotFileParser
@@ -47,6 +47,7 @@ LONGEST_BACKOFF = 60.0  # s
 SPEED_WINDOW = 10.0  # s over which the speed is taken
 LONGEST_CRAWL_DELAY = 60.0  # s
 ROBOTS_BYTES = 500 * 2**10  # of a robots.txt, as RFC 9309 has it
+MOST_ROBOTS = 1_000  # hosts whose robots.txt is remembered: those asked last
 
 
 @dataclass(frozen=True)
@@ -197,10 +198,13 @@ class Web:
         future: Future[Result] = Future()
 
         def work() -> None:
-            try:
-                future.set_result(read(*arguments))
-            except BaseException as error:  # whatever it is, it is raised where the result is awaited
-                future.set_exception(error)
+            with suppress(InvalidStateError):  # nobody waits any more
+                try:
+                    future.set_result(read(*arguments))
+                except InvalidStateError:
+                    raise
+                except BaseException as error:  # whatever it is, it is raised where the result is awaited
+                    future.set_exception(error)
 
         async with self.slots.setdefault(kind, asyncio.Semaphore(at_once)):
             threading.Thread(target=work, daemon=True).start()
@@ -245,10 +249,11 @@ class Web:
         status = response.status
         if status in (301, 302, 303, 307, 308) and "Location" in response.headers:
             return response.headers["Location"]
-        if status == 304 and transfer.known:
+        if status == 304 and any(each in response.request_info.headers for each in CONDITIONS):
+            transfer.restart()  # part of it may have come in an earlier attempt
             transfer.unchanged = True
             return None
-        if status == 416 and transfer.size:
+        if status in (304, 416) and transfer.size:
             transfer.restart()
             raise Rejected("incomplete-body", "the server would not send the rest")
         if status in (429, 503) and (wait := asked(response.headers.get("Retry-After", ""))) > 0:
@@ -292,16 +297,17 @@ class Web:
     async def permit(self, url: "URL") -> None:
         """Raise Rejected "robots" if the host's robots.txt asks not to fetch an address; it is fetched once."""
         origin = url.origin()
-        if origin not in self.robots:
-            self.robots[origin] = asyncio.create_task(self.read_robots(origin))
-        asked_once = self.robots[origin]
+        asked_once = self.robots.pop(origin, None) or asyncio.create_task(self.read_robots(origin))
+        self.robots[origin] = asked_once  # as the latest
+        if len(self.robots) > MOST_ROBOTS:
+            del self.robots[next(iter(self.robots))]
         try:
             rules = await asyncio.shield(asked_once)
         except Rejected as why:
             if self.robots.get(origin) is asked_once:
                 del self.robots[origin]  # the next one asks again
             raise Rejected(why.reason, f"robots.txt: {why.detail}") from why
-        if not rules.can_fetch(NAME, str(url)):
+        if not rules.can_fetch(NAME, f"http://host{url.raw_path_qs}"):  # urllib cannot read every user and host
             raise Rejected("robots", "robots.txt asks not to fetch it")
 
     async def read_robots(self, origin: "URL") -> "RobotFileParser":
@@ -310,13 +316,15 @@ class Web:
 
         rules, text = RobotFileParser(), BytesIO()
         try:
-            await self.attempt(origin / "robots.txt", Transfer(text, ROBOTS_BYTES), robots=False)
+            await self.attempt(origin / "robots.txt", Transfer(text, ROBOTS_BYTES, cut=True), robots=False)
         except Rejected as why:
             if retryable(why.reason) or why.reason == "forbidden-address":
                 raise
-        rules.parse(text.getvalue().decode("utf-8-sig", "replace").splitlines())
-        host = self.host(origin)
-        host.interval = max(host.interval, min(LONGEST_CRAWL_DELAY, float(rules.crawl_delay(NAME) or 0)))
+            text.truncate(text.getvalue().rfind(b"\n") + 1)  # the line at which a file too large was cut
+        lines = text.getvalue().decode("utf-8-sig", "replace").splitlines()
+        rules.parse(line if readable(line) else "Crawl-delay:" for line in lines)  # which says nothing, in its group
+        host, delay = self.host(origin), int(rules.crawl_delay(NAME) or 0)
+        host.interval = max(host.interval, min(LONGEST_CRAWL_DELAY, delay))
         return rules
 
 
@@ -365,6 +373,17 @@ def meaning(error: Exception) -> Rejected:
     if isinstance(error, aiohttp.ClientResponseError):
         return Rejected("connection", "the answer is not HTTP, or not all of it")
     return Rejected("connection", (isinstance(error, OSError) and error.strerror) or "the server hung up")
+
+
+def readable(line: str) -> bool:
+    """Whether urllib can read a line of a robots.txt; it raises ValueError for some that are junk."""
+    from urllib.robotparser import RobotFileParser
+
+    try:
+        RobotFileParser().parse(["User-agent: *", line])
+    except ValueError:
+        return False
+    return True
 
 
 def asked(after: str) -> float:

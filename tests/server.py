@@ -148,7 +148,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_cut(self) -> None:
         """/cut/2: breaks off after a third of what is asked, twice; ?etag= and ?ranges= are sent, ?chunked=1.
 
-        ?then=other: afterwards it is another, shorter file; ?then=416: it says no; ?then=wrong: it sends another part.
+        ?then=other: afterwards it is another, shorter file; ?then=416: it says no; ?then=wrong: it sends another part;
+        ?then=*: a part of an unknown whole; ?then=304: nothing is new.
         """
         body, tag, then = self.server.body, self.query.get("etag", '"a"'), self.query.get("then", "")
         headers = {"ETag": tag or None, "Accept_Ranges": self.query.get("ranges")}
@@ -156,6 +157,10 @@ class Handler(BaseHTTPRequestHandler):
         if self.nth > int(self.rest[0]):
             if then == "other":
                 return self.whole(body[:9_000], ETag='"b"')
+            if then == "304":
+                return self.reply(304, Content_Length=None)
+            if then == "*" and asked:
+                return self.reply(206, body[int(asked) :], Content_Range=f"bytes {asked}-{len(body) - 1}/*", ETag=tag)
             if then and asked:
                 span = f"bytes 7-{len(body) - 1}/{len(body)}"
                 return self.reply(416) if then == "416" else self.reply(206, body[7:], Content_Range=span, ETag=tag)
@@ -171,12 +176,15 @@ class Handler(BaseHTTPRequestHandler):
         self.hang_up()
 
     def do_piecemeal(self) -> None:
-        """Never more than 20,000 bytes in an answer to Range."""
+        """Never more than 20,000 bytes in an answer; with ?unasked=1 as a part even if none was asked for."""
         body, asked = self.server.body, self.headers.get("Range", "")
         start = int(asked.removeprefix("bytes=").rstrip("-") or 0)
         piece = body[start : start + 20_000]
-        span = f"bytes {start}-{start + len(piece) - 1}/{len(body)}"
-        self.reply(206, piece, Content_Range=span, ETag='"a"')
+        if asked or "unasked" in self.query:
+            span = f"bytes {start}-{start + len(piece) - 1}/{len(body)}"
+            return self.reply(206, piece, Content_Range=span, ETag='"a"')
+        self.reply(200, piece, Content_Length=len(body), ETag='"a"')
+        self.hang_up()
 
     def do_to(self) -> None:
         """/to?https://... leads there; without a query nowhere."""

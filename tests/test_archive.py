@@ -199,6 +199,28 @@ def test_a_tar_gz_that_unpacks_without_end_is_an_error(tmp_path, monkeypatch):
     assert read(path, "a.wav") == b"x" and "unpacks to over" in refused(path, "bomb.wav")
 
 
+def test_a_tar_gz_that_unpacks_without_end_is_not_unpacked_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(archive, "EXPANSION", (20, 2**20))
+    path = tmp_path / "a.tar.gz"
+    plain = tarred(tmp_path / "a.tar", [("a.wav", b"x")]).read_bytes()
+    path.write_bytes(gzip.compress(plain) + gzip.compress(bytes(2**22)) * 50)
+    assert archive.unpacked(path, 2**20) <= 2**20 + archive.PIECE
+    with pytest.raises(BuildError, match="unpacks to over"):
+        list(members(path))
+    monkeypatch.undo()
+    assert archive.unpacked(path, 2**30) == len(plain) + 50 * 2**22
+
+
+def test_a_size_below_zero_in_a_tar_is_an_error(tmp_path):
+    info = tarfile.TarInfo("b.wav")
+    info.pax_headers = {"size": "-1"}
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as file:
+        file.addfile(tarfile.TarInfo("a.wav"))
+        file.addfile(info)
+    with pytest.raises(BuildError, match=r"a size below 0 for 'b\.wav'"):
+        list(members(tmp_path / "a.tar"))
+
+
 def test_members_of_a_zip_that_share_bytes_are_refused(tmp_path):
     path = zipped(tmp_path / "a.zip", [("a.wav", noise(1_000)), ("b.wav", noise(1_000))])
     data = bytearray(path.read_bytes())
@@ -450,6 +472,21 @@ def test_a_table_in_an_archive_names_no_file_outside(tmp_path):
     path = zipped(tmp_path / "a.zip", [("metadata.csv", rows.encode())])
     found = clips(path)
     assert len(found) == 3 and all(refused(*place(clip.location)) for clip in found)
+
+
+def test_a_table_in_an_archive_does_not_see_the_archives_of_this_machine(tmp_path):
+    outside = zipped(tmp_path / "x.zip", [("a.wav", b"x")])
+    rows = f"file_name,text\n{outside}#a.wav,A\n".encode()
+    path = zipped(tmp_path / "a.zip", [("metadata.csv", rows)])
+    (clip,) = clips(path)
+    assert place(clip.location) == (path, f"{str(outside)[1:]}#a.wav")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_second_table_of_the_same_name_in_an_archive_is_an_error(tmp_path, name):
+    rows = [(f"{folder}in/metadata.csv", b"file_name,text\na.wav,A\n") for folder in ("", "./")]
+    with pytest.raises(BuildError, match=r"in/metadata\.csv is there more than once"):
+        clips(packed(tmp_path / name, [*rows, ("in/a.wav", b"x")]))
 
 
 @pytest.mark.parametrize("rows", [b'file_name,text\nonly one cell\n"', b"file_name,text,text\na.wav,a,b,c,d\n"])

@@ -138,6 +138,16 @@ def test_licences_and_lists_of_ids_reject_before_a_byte_is_read(tmp_path):
     ]
 
 
+def test_an_excluded_id_excludes_its_sections_too(tmp_path):
+    rows = "7,a.wav,A,0,5\n7,a.wav,B,5,9\n8,b.wav,C,,\n"
+    (tmp_path / "t.csv").write_text(f"id,path,caption,start,end\n{rows}")
+    (tmp_path / "ids.txt").write_text("7\n")
+    flags = ("--exclude-ids", tmp_path / "ids.txt")
+    cli("build-dataset", "csv", "--input", tmp_path / "t.csv", "--out", tmp_path / "out", *flags)
+    rejected = pq.read_table(tmp_path / "out/rejected.parquet").to_pylist()
+    assert [row["id"] for row in rejected if row["reason"] == "evaluation-overlap"] == ["csv/7#0-5", "csv/7#5-9"]
+
+
 def test_captions_go_by_length_one_by_one_and_labels_make_one_where_there_is_none(tmp_path):
     for number, name in enumerate("abcd"):
         write(tmp_path / f"{name}.wav", hertz=300 + 100 * number)

@@ -12,7 +12,7 @@ import pytest
 from conftest import cli, tree, write
 
 from pipelines.clip import Clip, write_clips
-from pipelines.local import local_path, member_of
+from pipelines.local import local_path, member_of, to_location
 from pipelines.manifest import cut, prepare
 from pipelines.run import part_path
 from pipelines.shard import COLUMNS, plan_shards, row_groups, write_shard
@@ -121,8 +121,56 @@ def test_sections_of_a_recording_are_clips_of_their_own(tmp_path):
 
 
 def test_an_id_given_to_two_sections_loses_neither(tmp_path):
-    text = "id,path,start,end,caption\n7,a.wav,0,10,One\n7,a.wav,10,20,Two\n"
-    assert [clip.id for clip in clips(table(tmp_path, text))] == ["csv/7", "csv/7#2"]
+    rows = ["7,a.wav,0,5,One", "7,a.wav,5,9,Two", "7,a.wav,,,All", "8,a.wav,0,5,Once"]
+    for order in (rows, rows[::-1]):
+        found = clips(table(tmp_path, "\n".join(["id,path,start,end,caption", *order])))
+        assert {clip.id: clip.captions for clip in found} == {
+            "csv/7#0-5": ("One",), "csv/7#5-9": ("Two",), "csv/7": ("All",), "csv/8": ("Once",),
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("start, end, section", [
+    (".5", "1e1", (0.5, 10)), ("1:30", "1:01:01.5", (90, 3661.5)), ("-0", "", (0, None)), ("", "3", (None, 3)),
+])  # fmt: skip
+def test_a_section_is_given_in_seconds_or_as_a_clock_shows_it(tmp_path, start, end, section):
+    (clip,) = clips(table(tmp_path, f"path,start,end\na.wav,{start},{end}\n"))
+    assert (clip.start, clip.end, clip.reason) == (*section, "")
+
+
+@pytest.mark.parametrize("start, end", [
+    ("x", ""), ("-1", "5"), ("", "nan"), ("inf", ""), ("1e999", ""), ("5", "5"), ("", "0"), ("9", "5"), ("1:75", ""),
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["t.csv", "metadata.csv"])
+def test_a_section_that_cannot_be_is_a_rejected_row_and_not_the_whole_recording(tmp_path, name, start, end):
+    path = table(tmp_path, f"file_name,caption,start,end\na.wav,All,,\na.wav,Part,{start},{end}\n", name)
+    found = clips(path) if name == "t.csv" else list(prepare(source("folder").clips(tmp_path, Reading())))
+    assert [(clip.captions, clip.stage, clip.reason) for clip in found] == [
+        (("All",), "", ""), (("Part",), "manifest", "bad-section"),
+    ]  # fmt: skip
+    assert found[1].detail.startswith("row 2: ") and repr(start or end) in found[1].detail
+
+
+@pytest.mark.parametrize("address, shown", [
+    ("https://me:secret@e.org/a.wav", "https://e.org/a.wav"),
+    ("https://e.org/a.wav?X-Amz-Signature=secret&v=1#t", "https://e.org/a.wav#t"),
+    ("https://e.org/a.wav?v=1&sig=secret", "https://e.org/a.wav"),
+    ("https://e.org/@a.wav?v=1&design=2", "https://e.org/@a.wav?v=1&design=2"),
+])  # fmt: skip
+def test_what_only_the_owner_of_an_address_should_know_is_not_published(tmp_path, address, shown):
+    row = {"url": address, "page_url": address, "more": {"list": [address]}, "caption": "Is it me@home?"}
+    (clip,) = clips(table(tmp_path, json.dumps(row), "t.jsonl"))
+    assert (clip.id, clip.url, clip.location) == (f"csv/{shown}", shown, address)
+    assert json.loads(clip.original) == row | {"url": shown, "page_url": shown, "more": {"list": [shown]}}
+
+
+@pytest.mark.parametrize("name", ["t.csv", "metadata.csv"])
+def test_a_file_named_by_way_of_its_parent_folder_is_the_same_clip(tmp_path, name):
+    write(tmp_path / "in/sub/a.wav")
+    table(tmp_path / "in", "file_name,caption\nsub/a.wav,One\nsub/../sub/a.wav,Two\n../in/sub/a.wav,Three\n", name)
+    folder = tmp_path / "in/sub/.."  # the input itself may be named so too
+    found = clips(folder / name) if name == "t.csv" else list(prepare(source("folder").clips(folder, Reading())))
+    assert {clip.location for clip in found} == {to_location(tmp_path / "in/sub/a.wav")}
+    assert found[0].captions[:2] == ("One", "Two")
 
 
 @pytest.mark.parametrize("value", ["-1", "x", "1e99", "44100.5", "99999999999999", "\u0662"])

@@ -177,3 +177,8 @@ def test_a_clip_that_takes_more_memory_than_a_worker_may_costs_itself_only(tmp_p
     subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ROOT)], check=True)
     fine, greedy = read_clips(part_path(tmp_path, "resample", 0))
     assert fine.reason == "" and greedy.reason in ("decoder-crashed", "undecodable")  # whoever was refused the memory
+
+
+def test_secrets_of_an_address_do_not_reach_the_detail():
+    said = "403 at https://bob:hunter2@e.org/a.wav?X-Amz-Signature=SECRET, sorry"
+    assert Clip("x/1", "x").reject("download", "http-403", said).detail == "403 at https://e.org/a.wav sorry"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import ClassVar
 
 import av
@@ -21,7 +21,7 @@ import pytest
 from pipelines.clip import Rejected
 from pipelines.decode import open_audio
 from pipelines.disk import BuildError
-from pipelines.video import Bounds, Budget, Section, explained, fetch_video, is_video, reject
+from pipelines.video import Bounds, Budget, Section, explained, fetch_block, fetch_video, is_video, opened, reject
 
 SECONDS = 60
 CODECS = {"aac": ("aac", 44_100), "opus": ("libopus", 48_000), "mp3": ("libmp3lame", 44_100)}
@@ -206,6 +206,12 @@ class Site(BaseHTTPRequestHandler):
     def odd(self, name: str) -> None:
         self.file(playlist().replace(b"SEQUENCE:0", b"SEQUENCE:zero"), name)
 
+    def flash(self, name: str) -> None:
+        """A manifest whose index is junk, at which yt-dlp's own assertions fail."""
+        head = '<?xml version="1.0"?><manifest xmlns="http://ns.adobe.com/f4m/1.0"><duration>60</duration>'
+        junk = '<bootstrapInfo id="a">AAAAEGp1bmsAAAAAAAAAAA==</bootstrapInfo><media url="x" bootstrapInfoId="a"/>'
+        self.file(f"{head}{junk}</manifest>".encode(), name)
+
     def hls(self, name: str) -> None:
         content = song("song.ts")
         if name.endswith(".m3u8"):
@@ -339,6 +345,7 @@ def test_a_section_beyond_the_end_is_empty(site, bounds, address):
         ("two/page", "unavailable-video", "list"),
         ("live/list.m3u8", "unavailable-video", "live"),
         ("odd/list.m3u8", "unavailable-video", "zero"),
+        ("flash/list.f4m", "unavailable-video", "AssertionError"),
         ("redirect/metadata", "forbidden-address", "169.254.169.254"),
         ("redirect/circle", "bad-redirect", "redirect"),
         ("lost/page", "http-404", "404"),
@@ -439,6 +446,36 @@ def test_what_sites_say_of_a_video_has_a_reason(message, reason):
     error = DownloadError(f"\x1b[0;31mERROR:\x1b[0m {ExtractorError(message, video_id='x', ie='youtube')}")
     why = reject(error, None)
     assert why.reason == reason and why.detail == f"[youtube] x: {message}".rstrip()
+
+
+class Tripping:
+    """In place of yt-dlp, where it asks the network for a block."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def urlopen(self, request: object) -> None:
+        raise self.error
+
+
+def test_whatever_yt_dlp_trips_over_within_a_file_is_the_videos_and_trouble_of_this_machine_is_not():
+    with pytest.raises(Rejected, match="unavailable-video") as caught:
+        fetch_block(Tripping(AssertionError("odd")), {"url": "http://x/"}, 0)
+    assert "AssertionError('odd')" in caught.value.detail
+    for error in (OSError(28, "No space left on device"), OSError(24, "Too many open files"), MemoryError(),
+                  BuildError("no"), Rejected("timeout", "late")):  # fmt: skip
+        with pytest.raises(type(error)) as raised:
+            fetch_block(Tripping(error), {"url": "http://x/"}, 0)
+        assert raised.value is error
+
+
+def test_no_javascript_runtime_is_started_for_youtube(bounds, tmp_path, monkeypatch):
+    deno = tmp_path / "deno"
+    deno.write_text("#!/bin/sh\necho deno 2.9.9\n")
+    deno.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with TemporaryDirectory(dir=bounds.scratch) as folder, opened(Path(folder), bounds, Budget(1, 1.0)) as ydl:
+        assert not any(runtime.info for runtime in ydl._js_runtimes.values())  # asking for `info` would start it
 
 
 @pytest.mark.parametrize("fetching, reason", [(False, "unavailable-video"), (True, "connection")])

@@ -24,7 +24,7 @@ from pipelines.address import first
 from pipelines.clip import Rejected
 from pipelines.disk import BuildError
 from pipelines.guard import forbidden
-from pipelines.transfer import PIECE, inflated
+from pipelines.transfer import PIECE, TITLE_BYTES, Transfer, describe, inflated, rest_of
 from pipelines.web import Fetched, Limits, Web, asked, web
 
 QUICK = {"allow_private_addresses": True, "backoff": 0.01, "download_timeout": 5.0, "read_timeout": 5.0}
@@ -248,6 +248,31 @@ def test_a_server_that_sends_parts_only_is_asked_until_all_is_here(server):
     assert (got.attempts, body) == (3, server.body)
 
 
+def test_a_part_that_nobody_asked_for_is_no_file(server):
+    why = lost(server.url + "/piecemeal?unasked=1", attempts=2)
+    assert (why.reason, why.attempts) == ("incomplete-body", 2)
+    assert all("Range" not in headers for _, headers in server.log)
+
+
+def test_a_rest_that_may_not_be_all_of_it_is_fetched_anew(server):
+    got, body = get(server.url + '/cut/1?etag="a"&chunked=1&then=*')
+    assert (got.attempts, body) == (2, server.body)  # its size was not known either: nothing was kept
+    got, body = get(server.url + '/cut/1?etag="a"&then=*')
+    assert (got.attempts, body) == (2, server.body)
+    transfer = Transfer(BytesIO(b"12345"), 100, size=5, mark='"a"')
+    with pytest.raises(Rejected, match="incomplete-body"):
+        rest_of("bytes 5-8/*", transfer, '"a"')
+    assert (transfer.size, transfer.into.getvalue()) == (0, b"")
+
+
+def test_a_rest_that_ends_beyond_its_whole_is_fetched_anew():
+    for span, known in (("bytes 5-9/10", None), ("bytes 5-9/*", 10), ("bytes 5-7/10", 10)):
+        assert rest_of(span, Transfer(BytesIO(), 100, size=5, mark='"a"', total=known), '"a"') == 10
+    for span in ("bytes 5-10/10", "bytes 5-99/10", "bytes 5-9/11", "bytes 4-9/10"):
+        with pytest.raises(Rejected, match="incomplete-body"):
+            rest_of(span, Transfer(BytesIO(), 100, size=5, mark='"a"', total=10), '"a"')
+
+
 def test_a_transfer_that_stalls_goes_on_where_it_stopped(server):
     got, body = get(server.url + "/stall", read_timeout=0.2)
     assert (got.attempts, body) == (2, server.body)
@@ -445,6 +470,12 @@ def test_what_inflates_comes_in_bounded_pieces_and_whole():
         assert sum(map(len, inflate(engine.compress(bytes(size)) + engine.flush(), "deflate"))) == size
 
 
+def test_padding_after_what_inflates_is_passed_over():
+    for body in (b"", bytes(PIECE + 7)):
+        assert b"".join(inflate(gzip.compress(body) + bytes(1_000), "gzip")) == body
+    assert b"".join(inflate(gzip.compress(b"one") + bytes(9) + gzip.compress(b"two"), "gzip")) == b"onetwo"
+
+
 def test_an_encoding_that_is_not_known_or_not_true_is_no_audio(server):
     assert lost(server.url + "/gzip?as=br").detail == "encoded as br"
     assert lost(server.url + "/packed?as=gzip").reason == "not-audio"
@@ -453,6 +484,33 @@ def test_an_encoding_that_is_not_known_or_not_true_is_no_audio(server):
 def test_a_page_in_place_of_a_file_is_no_audio_whatever_it_calls_itself(server):
     why = lost(server.url + "/page")
     assert (why.reason, why.detail, why.attempts) == ("not-audio", "an HTML page: Sorry & bye", 1)
+
+
+def described(pages: list[bytes]) -> str:
+    async def describing() -> str:
+        async def pieces() -> AsyncIterator[bytes]:
+            for page in pages[1:]:
+                yield page
+
+        return await describe(pages[0], pieces())
+
+    return asyncio.run(describing())
+
+
+@pytest.mark.parametrize(
+    ("page", "expected"),
+    [
+        (b"<html><TITLE lang=en> No\n</Title>", "an HTML page: No"),
+        (b"<html><title>never closed", "an HTML page"),
+        (b"<html></title>", "an HTML page"),
+        (b"<html><title", "an HTML page"),
+        (b"<html><title>&#" + b"9" * 5_000 + b";</title>", "an HTML page: \ufffd"),
+        (b"<?xml?><x>" + b" " * TITLE_BYTES + b"<title>late</title>", "an XML document"),
+        (b"<html>" + b"<title" * 10_000, "an HTML page"),
+    ],
+)
+def test_a_page_is_described_by_its_title_however_it_comes(page, expected):
+    assert described([page]) == described([page[at : at + 9] for at in range(0, len(page), 9)]) == expected
 
 
 @pytest.mark.parametrize("body", [b"<?xml version='1.0'?><Error/>", b"\n<html>", b"<!-- x --><html>", b"<Error>no"])
@@ -476,6 +534,13 @@ def test_a_file_that_has_not_changed_is_not_sent_again(server):
     assert (got.size, got.validator, got.attempts, body) == (-1, tag, 1, b"")
     got, body = get(server.url + "/fine", validator='"another"')
     assert (got.size, body) == (50_000, server.body)
+
+
+@pytest.mark.parametrize(("etag", "attempts"), [("", 2), ('"a"', 3)])
+def test_a_file_that_proves_unchanged_after_part_of_it_came_leaves_nothing_behind(server, etag, attempts):
+    got, body = get(f"{server.url}/cut/1?{urlencode({'etag': etag, 'then': 304})}", validator='"known"')
+    assert (got.size, got.attempts, body) == (-1, attempts, b"")
+    assert server.log[-1][1]["If-None-Match"] == '"known"'
 
 
 def test_a_date_serves_where_there_is_no_tag(server):
@@ -635,6 +700,51 @@ def test_its_crawl_delay_is_kept(server):
         for _ in range(2):
             assert reason(connections, server.url + "/fine") == ""
     assert server.times[2] - server.times[1] > 0.95
+
+
+@pytest.mark.parametrize(
+    "junk",
+    ["Crawl-delay: \xb2", "Crawl-delay: " + "9" * 5_000, "Crawl-delay: " + "0" * 4_000, "Disallow: http://[",
+     "Request-rate: \xb2/1"],
+)  # fmt: skip
+def test_a_line_of_robots_txt_that_is_junk_says_nothing_and_the_others_hold(server, junk):
+    text = f"User-agent: clapboard\n{junk}\nDisallow: /private\n\nUser-agent: one\n{junk}\nUser-agent: *\nDisallow: /\n"
+    server.files["/robots.txt"] = f"{text}\nUser-agent: clapboard\n{junk}\n".encode()
+    with opened(respect_robots=True) as connections:
+        assert reason(connections, server.url + "/private/1") == "robots"
+        assert reason(connections, server.url.replace("//", "//u%5Bser@") + "/fine") == ""
+
+
+def test_a_crawl_delay_beyond_all_numbers_is_the_longest(server):
+    server.files["/robots.txt"] = ROBOTS % 10**4_000
+    with opened(respect_robots=True) as connections:
+        assert reason(connections, server.url + "/private/1") == "robots"
+        assert connections.host(first(server.url)).interval == 60
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_of_a_robots_txt_too_large_the_first_whole_lines_hold(server, declared, monkeypatch):
+    text = b"User-agent: *\nDisallow: /private\nDisallow: /fine\n"
+    monkeypatch.setattr("pipelines.web.ROBOTS_BYTES", text.index(b"fine"))  # "Disallow: /" would forbid all
+    length = len(text) if declared else None
+    monkeypatch.setattr(
+        server.RequestHandlerClass,
+        "do_robots_txt",
+        lambda asked: asked.reply(200, text, Content_Length=length, Connection="close"),
+        raising=False,
+    )
+    with opened(respect_robots=True) as connections:
+        assert reason(connections, server.url + "/private/1") == "robots"
+        assert reason(connections, server.url + "/fine") == ""
+
+
+def test_only_the_rules_of_the_latest_hosts_are_remembered(server, monkeypatch):
+    monkeypatch.setattr("pipelines.web.MOST_ROBOTS", 2)
+    with serve() as second, serve() as third, opened(respect_robots=True) as connections:
+        for host in (server, second, server, third, server, second):
+            assert reason(connections, host.url + "/fine") == ""
+        assert len(connections.robots) == 2
+    assert [host.asked("/robots.txt") for host in (server, second, third)] == [1, 2, 1]
 
 
 def test_without_a_robots_txt_all_is_allowed(server):

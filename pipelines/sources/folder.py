@@ -21,7 +21,7 @@ from pipelines.clip import Clip, Rejected, to_json
 from pipelines.disk import BuildError, tree
 from pipelines.local import local_path, member_of, to_location
 from pipelines.remote import is_remote, list_remote, open_remote
-from pipelines.sources.table import grouped, read_table, recognise, rows_to_clips, section
+from pipelines.sources.table import grouped, plan_layout, read_table, recognise, rows_to_clips, section
 from pipelines.text import from_name, says_something
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def clips(path: Path | str, reading: "Reading") -> Iterator[Clip]:
     if isinstance(path, str) and is_remote(path):
         yield from remote_clips(path.rstrip("/"), reading)
         return
-    path = Path(path).absolute()
+    path = Path(path).resolve() if ".." in Path(path).parts else Path(path).absolute()
     if is_archive(path):
         places = partial(member_location, path), partial(open_member, path)
         yield from contained(members(path), *places, reading)
@@ -74,6 +74,8 @@ def contained(
     for member in found:
         path = Path("/", member.name)
         if path.name in METADATA:
+            if member.copies or path in tables:
+                raise BuildError(f"the table {member.name} is there more than once: leave one, or unpack the input")
             tables[path] = member
         elif path.suffix.lower() in AUDIO:
             if member.trouble or str(path) != f"/{member.name}":
@@ -136,10 +138,12 @@ def described(
         with opened(table) as file:
             content = read_table(file)
             columns = recognise(content, {"location": "file_name"} | reading.columns(), table)
-            rows += rows_to_clips(content, columns, table.parent, "folder")
+            # what a table in an archive names lies there too, whatever this machine has of that name
+            layout = plan_layout(content, columns, table.parent, "folder", archives=file == table)
+            rows += rows_to_clips(content, layout)
     yield from (row for row in rows if not is_local(row))
     listed: dict[str, list[Clip]] = {}
-    for clip in grouped(filter(is_local, rows), key=lambda row: (row.location, row.start, row.end)):
+    for clip in grouped(filter(is_local, rows), key=lambda row: (row.location, row.start, row.end, row.detail)):
         listed.setdefault(clip.location, []).append(clip)
     for sound in sounds:
         unlisted = any(sound.is_relative_to(table.parent) for table in tables)

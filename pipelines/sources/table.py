@@ -3,9 +3,11 @@
 Columns are recognised by their usual names, else given with `--column FIELD=NAME`. Rows that name the same clip
 are one clip with all their captions; `start` and `end` (s) make a section of a recording a clip of its own. A place
 is a path (relative ones start at the table's own folder), a URL of any kind, or `archive.zip#member`.
+Only `location` holds passwords and signatures of addresses: ids, `url` and `original` are published without them.
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +21,7 @@ from pipelines.clip import Clip, to_json
 from pipelines.disk import BuildError
 from pipelines.local import to_location
 from pipelines.sources.rows import Table, read_table
+from pipelines.text import public
 
 if TYPE_CHECKING:
     from pipelines.sources import Reading
@@ -47,6 +50,7 @@ NAMES = {
 }  # fmt: skip
 NUMBERED = re.compile(r"(caption|text|sentence)[._]?\d+")  # caption_1, caption2, ...
 NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]*)?")
+CLOCK = re.compile(r"(?:([0-9]{1,6}):(?=[0-5]?[0-9]:))?([0-9]{1,6}):([0-5]?[0-9](?:\.[0-9]*)?)")  # h:mm:ss, m:ss
 SHA256 = re.compile(r"[0-9a-f]{64}")
 ARCHIVE = re.compile(r"(.+?\.(?:zip|tar|tar\.gz|tgz))#(.+)", re.IGNORECASE | re.DOTALL)
 SPLITS = {
@@ -62,7 +66,8 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
     if not path.is_file():
         raise BuildError(f"{path} is not a file: source csv takes a .csv, .tsv, .json, .jsonl or .parquet table")
     table = read_table(path)
-    yield from gathered(table, recognise(table, reading.columns(), path), path.parent.absolute(), "csv")
+    root = path.parent.resolve() if ".." in path.parts else path.parent.absolute()
+    yield from gathered(table, plan_layout(table, recognise(table, reading.columns(), path), root, "csv"))
 
 
 def recognise(table: Table, given: dict[str, str], path: Path) -> dict[str, list[str]]:
@@ -93,12 +98,26 @@ def natural(item: tuple[str, str]) -> tuple[str, int]:
 
 
 class Layout(NamedTuple):
-    """How to read a table's rows: its column names, which of them hold each field, where relative paths start."""
+    """How to read a table's rows: its column names, which of them hold each field, where relative paths start.
+
+    `archives` is whether a place may lie in an archive of this machine; `shared` are the ids of several sections.
+    """
 
     names: list[str]
     places: dict[str, list[int]]
     root: Path
     source: str
+    archives: bool
+    shared: frozenset[str] = frozenset()
+
+
+class Section(NamedTuple):
+    """The part of a recording that is a clip, in seconds, what it adds to a name, and what is wrong with it."""
+
+    start: float | None = None
+    end: float | None = None
+    name: str = ""
+    trouble: str = ""
 
 
 class Piece(NamedTuple):
@@ -119,6 +138,16 @@ class Piece(NamedTuple):
             return [""] * len(self.numbers)
         return [text(cell) for cell in self.cells[self.layout.places[field][0]]]
 
+    def where(self) -> list[str]:
+        """The place that each row names, "" where there is none."""
+        return [plainly(place) if ".." in place else place for place in self.texts("location")]
+
+    def sections(self) -> list[Section]:
+        """The section of a recording that each row names."""
+        if "start" not in self.layout.places and "end" not in self.layout.places:
+            return [Section()] * len(self.numbers)
+        return list(map(to_section, self.texts("start"), self.texts("end")))
+
     def floats(self, field: str) -> list[float | None]:
         """A field's first cells as numbers from 0, None where there is none."""
         return [float(said) if said and NUMBER.fullmatch(said) else None for said in self.texts(field)]
@@ -134,36 +163,51 @@ class Piece(NamedTuple):
         return [tuple(item for cell in row for item in several(cell, separators)) for row in rows]
 
 
-def read_pieces(table: Table, columns: dict[str, list[str]], root: Path, source: str) -> Iterator[Piece]:
-    """The pieces of a table, in which fields can be looked up."""
+def plan_layout(table: Table, columns: dict[str, list[str]], root: Path, source: str, archives: bool = True) -> Layout:
+    """The layout of a table, which is read once for it if it has both ids of its own and sections."""
     places = {field: [table.columns.index(name) for name in names] for field, names in columns.items() if names}
-    layout = Layout([str(name) for name in table.columns], places, root, source)
+    layout = Layout([str(name) for name in table.columns], places, root, source, archives)
+    if "id" in places and ("start" in places or "end" in places):
+        return layout._replace(shared=ids_of_sections(table, layout))
+    return layout
+
+
+def ids_of_sections(table: Table, layout: Layout) -> frozenset[str]:
+    """The ids that a table gives to more than one section."""
+    first: dict[str, str] = {}
+    pieces = read_pieces(table, layout)
+    rows = (row for piece in pieces for row in zip(piece.texts("id"), piece.sections(), strict=True))
+    return frozenset(id for id, section in rows if first.setdefault(id, section.name) != section.name)
+
+
+def read_pieces(table: Table, layout: Layout) -> Iterator[Piece]:
+    """The pieces of a table, in which fields can be looked up."""
     begin = 1
     for cells in table.pieces():
         yield Piece(range(begin, begin + len(cells[0])), cells, layout)
         begin += len(cells[0])
 
 
-def rows_to_clips(table: Table, columns: dict[str, list[str]], root: Path, source: str) -> Iterator[Clip]:
+def rows_to_clips(table: Table, layout: Layout) -> Iterator[Clip]:
     """One clip per row, not yet grouped."""
-    for piece in read_pieces(table, columns, root, source):
+    for piece in read_pieces(table, layout):
         yield from piece_to_clips(piece)
 
 
-def gathered(table: Table, columns: dict[str, list[str]], root: Path, source: str) -> Iterator[Clip]:
+def gathered(table: Table, layout: Layout) -> Iterator[Clip]:
     """Rows of the same clip as one, in the order of their first rows.
 
     The table is read twice, so that only the second and later rows of a clip are held, wherever they stand.
     """
     seen: set[bytes] = set()
     later: dict[bytes, list[Clip]] = {}
-    for piece in read_pieces(table, columns, root, source):
+    for piece in read_pieces(table, layout):
         keys = identities(piece)
         rows = [row for row, new in enumerate(newcomers(keys, seen)) if not new]
         for row, clip in zip(rows, piece_to_clips(piece.only(rows)), strict=True):
             later.setdefault(keys[row], []).append(clip)
     seen.clear()
-    for piece in read_pieces(table, columns, root, source):
+    for piece in read_pieces(table, layout):
         keys = identities(piece)
         rows = [row for row, new in enumerate(newcomers(keys, seen)) if new]
         for row, clip in zip(rows, piece_to_clips(piece.only(rows)), strict=True):
@@ -181,17 +225,42 @@ def newcomers(keys: list[bytes], seen: set[bytes]) -> list[bool]:
 
 def identities(piece: Piece) -> list[bytes]:
     """128 bits for each row, equal where rows name the same clip."""
-    names = zip(ids(piece), locations(piece), piece.floats("start"), piece.floats("end"), strict=True)
+    names = zip(ids(piece), locations(piece), (section.name for section in piece.sections()), strict=True)
     return [blake2b(repr(name).encode(), digest_size=16).digest() for name in names]
 
 
 def ids(piece: Piece) -> list[str]:
     """What each row calls its clip: by an id of its own, else by its place and section, else by its number."""
-    rows = zip(*map(piece.texts, ("id", "location")), *map(piece.floats, ("start", "end")), piece.numbers, strict=True)
+    source, shared = piece.layout.source, piece.layout.shared
+    rows = zip(piece.texts("id"), piece.where(), piece.sections(), piece.numbers, strict=True)
     return [
-        f"{piece.layout.source}/{id or (place + section(start, end) if place else f'row-{number}')}"
-        for id, place, start, end, number in rows
+        f"{source}/{public((id or place) + ('' if id and id not in shared else part.name))}"
+        if id or place
+        else f"{source}/row-{number}"
+        for id, place, part, number in rows
     ]
+
+
+def to_section(start: str, end: str) -> Section:
+    """The section between two cells, "" for an open end."""
+    try:
+        begin, stop = (seconds(said) if said else None for said in (start, end))
+    except ValueError as error:
+        return Section(name=f"#{start}-{end}", trouble=str(error))
+    if stop is not None and stop <= (begin or 0):
+        return Section(name=f"#{start}-{end}", trouble=f"it ends at {end!r} and begins at {start!r}")
+    return Section(begin, stop, section(begin, stop))
+
+
+def seconds(said: str) -> float:
+    """A time from 0, given in seconds, as m:ss or as h:mm:ss; raises ValueError for anything else."""
+    with suppress(ValueError):  # told below
+        clock = CLOCK.fullmatch(said)
+        parts = zip(clock.groups("0"), (3600, 60, 1), strict=True) if clock else [(said, 1)]
+        value = sum(float(part) * unit for part, unit in parts)
+        if 0 <= value < 1e15:  # beyond it no frame could be counted
+            return abs(value)  # -0 too
+    raise ValueError(f"{said!r} is not a number of seconds")
 
 
 def section(start: float | None, end: float | None) -> str:
@@ -203,18 +272,34 @@ def section(start: float | None, end: float | None) -> str:
 
 def locations(piece: Piece) -> list[str]:
     """Where the bytes of each row's clip are, "" where it names no place."""
-    return [locate(piece.layout.root, place) if place else "" for place in piece.texts("location")]
+    root, archives = piece.layout.root, piece.layout.archives
+    return [locate(root, place, archives) if place else "" for place in piece.where()]
 
 
-def locate(root: Path, place: str) -> str:
+def locate(root: Path, place: str, archives: bool = True) -> str:
     """The location of a path, a URL or `archive#member`; a "#" after anything else belongs to the file's name."""
     if "://" in place:
         return place
-    if "#" in place and (parts := ARCHIVE.fullmatch(place)) and is_file(archive := root / parts[1]):
+    parts = ARCHIVE.fullmatch(place) if archives and "#" in place else None
+    if parts and is_file(archive := below(root, parts[1])):
         from pipelines.archive import member_location
 
-        return member_location(archive.absolute(), parts[2])
-    return to_location((root / place).absolute())
+        return member_location(archive, parts[2])
+    return to_location(below(root, place))
+
+
+def below(root: Path, path: str) -> Path:
+    """The absolute path that `path` is from `root`, without ".."."""
+    whole = (root / path).absolute()
+    return Path(os.path.normpath(whole)) if ".." in path else whole
+
+
+def plainly(place: str) -> str:
+    """A path without the ".." that lead back into it, so that a file has one name; a URL or a member as it is."""
+    if "://" in place:
+        return place
+    parts = ARCHIVE.fullmatch(place)
+    return f"{os.path.normpath(parts[1])}#{parts[2]}" if parts else os.path.normpath(place)
 
 
 @lru_cache(maxsize=1024)
@@ -224,14 +309,15 @@ def is_file(path: Path) -> bool:
 
 
 def piece_to_clips(piece: Piece) -> Iterator[Clip]:
-    """A clip from each row; one that names no place is rejected as "missing-file"."""
-    places, names = piece.texts("location"), piece.layout.names
+    """A clip from each row; one that names no place is rejected as "missing-file", no true section as "bad-section"."""
+    places, names, sections = piece.where(), piece.layout.names, piece.sections()
+    cells = [list(map(published, column)) for column in piece.cells]
     known: dict[str, list[Any]] = {
         "id": ids(piece),
         "source": [piece.layout.source] * len(places),
         "location": locations(piece),
-        "start": piece.floats("start"),
-        "end": piece.floats("end"),
+        "start": [section.start for section in sections],
+        "end": [section.end for section in sections],
         "size": piece.integers("size", below=2**53),
         "captions": piece.lists("captions"),
         "tags": piece.lists("tags", ";,"),
@@ -242,17 +328,32 @@ def piece_to_clips(piece: Piece) -> Iterator[Clip]:
         "author": piece.texts("author"),
         "title": piece.texts("title"),
         "url": [
-            url or (place if "://" in place else "") for url, place in zip(piece.texts("url"), places, strict=True)
+            public(url or (place if "://" in place else ""))
+            for url, place in zip(piece.texts("url"), places, strict=True)
         ],
         "sha256": [said if SHA256.fullmatch(said) else "" for said in map(str.lower, piece.texts("sha256"))],
         "duration": piece.floats("duration"),
         "sample_rate": piece.integers("sample_rate"),
         "channels": piece.integers("channels"),
-        "original": [to_json(dict(zip(names, row, strict=True))) for row in zip(*piece.cells, strict=True)],
+        "original": [to_json(dict(zip(names, row, strict=True))) for row in zip(*cells, strict=True)],
     }
-    for number, place, values in zip(piece.numbers, places, zip(*known.values(), strict=True), strict=True):
+    rows = zip(*known.values(), strict=True)
+    for number, place, section, values in zip(piece.numbers, places, sections, rows, strict=True):
         clip = Clip(**dict(zip(known, values, strict=True)))
-        yield clip if place else clip.reject("manifest", "missing-file", f"row {number} names no file")
+        if not place:
+            clip = clip.reject("manifest", "missing-file", f"row {number} names no file")
+        elif section.trouble:
+            clip = clip.reject("manifest", "bad-section", f"row {number}: {section.trouble}")
+        yield clip
+
+
+def published(cell: Any) -> Any:
+    """A cell with the addresses in it as they may be published."""
+    if isinstance(cell, str):
+        return public(cell)
+    if isinstance(cell, list):
+        return list(map(published, cell))
+    return {name: published(item) for name, item in cell.items()} if isinstance(cell, dict) else cell
 
 
 def text(cell: Any) -> str:
