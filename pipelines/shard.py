@@ -94,7 +94,7 @@ def write_shard(build: Path, dataset: Path, shard: Shard) -> None:
 
 
 def row_groups(build: Path, shard: Shard) -> "Iterator[pa.Table]":
-    """Tables of at most 100 rows and about 100 MB with audio, of at most 10,000 rows without."""
+    """Tables of at most 100 rows and about 32 MB with audio, of at most 10,000 rows without."""
     import pyarrow as pa
 
     most = GROUP_ROWS if shard.audio else METADATA_ROWS

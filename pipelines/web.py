@@ -66,7 +66,7 @@ class Limits:
     contact: str = setting("", "address or page for the User-Agent, so that a site can reach you", manner=True)
     max_download_bytes: int = setting(2**30, "largest file in bytes")
     allow_private_addresses: bool = setting(False, "admit loopback and private networks (never cloud metadata)")
-    respect_robots: bool = setting(False, "ask each host's robots.txt first")
+    respect_robots: bool = setting(False, "ask each host's robots.txt first (yt-dlp does not)")
 
     def __post_init__(self) -> None:
         if min(self.attempts, self.in_flight, self.per_host) < 1:
