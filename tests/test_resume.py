@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -183,23 +184,29 @@ def test_stopped_it_says_how_to_continue_and_exits_130(sounds, reference, tmp_pa
     assert tree(tmp_path / "out") == tree(reference)
 
 
-def test_no_ray_process_survives_a_build(sounds, tmp_path):
-    before = ray_processes()
-    cli(*build(sounds, tmp_path / "out", "--workers", 1))
+def test_no_ray_process_survives_a_build(sounds, tmp_path, monkeypatch):
+    monkeypatch.setenv("CLAPBOARD_TEST", str(tmp_path))  # children inherit it; other tests may have a Ray of their own
+    line = command(build(sounds, tmp_path / "out", "--workers", 1))
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        seen: set[bytes] = set()
+        while process.poll() is None:
+            seen |= ray_processes(tmp_path)
+            time.sleep(0.1)
+    assert process.returncode == 0 and seen, "a build with a worker has processes of Ray"
     deadline = time.monotonic() + 20
-    while ray_processes() - before and time.monotonic() < deadline:
+    while ray_processes(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not ray_processes() - before
+    assert not ray_processes(tmp_path)
 
 
-def ray_processes() -> set[int]:
+def ray_processes(mark: Path) -> set[bytes]:
+    """Command lines of the Ray processes that this test's build started."""
     found = set()
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
-            try:
+            with suppress(OSError):  # it has ended
                 line = (folder / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if b"raylet" in line or b"gcs_server" in line or b"ray::" in line:
-                found.add(int(folder.name))
+                ours = f"CLAPBOARD_TEST={mark}".encode() in (folder / "environ").read_bytes().split(b"\0")
+                if ours and any(name in line for name in (b"raylet", b"gcs_server", b"ray::")):
+                    found.add(line)
     return found
