@@ -208,8 +208,6 @@ def build_dataset(
         planned = plan(source(name), origin, folder, reading=reading, limit=limit, workers=workers)
         print(json.dumps(planned)) if as_json else table("Plan", planned)
         return
-    if keep not in ("all", "audio", "none"):
-        raise BuildError(f"--keep {keep}: want all, audio or none")
     reasons = None if retry_rejected is None else () if retry_rejected == "transient" else names(retry_rejected)
     retry = Retry(reasons if reasons is None else tuple(reasons), refresh) if retry_rejected or refresh else None
     part_rows = part_rows or (METADATA_ROWS if metadata_only else PART_ROWS)

@@ -18,14 +18,14 @@ from typing import Any
 from pipelines.caption import Caption
 from pipelines.card import write_attribution, write_card
 from pipelines.dedup import Dedup
-from pipelines.disk import lock
+from pipelines.disk import BuildError, lock
 from pipelines.download import Download
 from pipelines.engine import Step, engine
 from pipelines.exclude import Exclude
 from pipelines.filter import Filter
 from pipelines.manifest import begun, manifest, planned, prepare
 from pipelines.progress import Progress
-from pipelines.recipe import begin, check, cores, describe, stale, tidy, unpublish
+from pipelines.recipe import KEPT, begin, check, cores, describe, stale, tidy, unpublish
 from pipelines.report import write_report
 from pipelines.resample import Resample
 from pipelines.retry import Retry, try_again
@@ -63,6 +63,8 @@ def build_dataset(
     never an exception.
     """
     check(input, out, reading)
+    if keep not in KEPT:
+        raise BuildError(f"--keep {keep}: want one of {', '.join(KEPT)}")
     out, stages = out.absolute(), list(stages)  # Ray's workers start in another folder
     build, last, audio = out / "build", name_of(stages[-1]), any(stage.packs for stage in stages)
     with lock(build):

@@ -21,6 +21,9 @@ from pipelines.sources import Reading, Source
 PACKAGES = ("clapboard", "numpy", "soundfile", "soxr", "av", "pyarrow", "pandas", "ray", "aiohttp",
             "yt-dlp", "indexed-gzip")  # fmt: skip
 
+# --keep: the working bytes that go once a build is finished
+KEPT = {"all": (), "audio": ("download/part-*.pack",), "none": ("*/part-*.pack",)}
+
 
 def check(input: Path | str, out: Path, reading: Reading) -> None:
     """Raise BuildError for an input that is not there or is mixed up with the output, or an output not ours."""
@@ -175,7 +178,7 @@ def unpublish(out: Path, whole: bool) -> None:
 
 def tidy(build: Path, keep: str) -> None:
     """Remove the working bytes that need not stay once the shards hold what was kept."""
-    for pattern in {"all": (), "audio": ("download/part-*.pack",), "none": ("*/part-*.pack",)}[keep]:
+    for pattern in KEPT[keep]:
         for pack in build.glob(pattern):
             pack.unlink()
 

@@ -148,6 +148,13 @@ def test_what_is_kept_of_the_working_files(server, tmp_path, keep, raw, packs):
     assert len(server.log) == (asked if packs else 2 * asked), "a new threshold needs the network only without audio"
 
 
+def test_an_unknown_choice_of_what_to_keep_is_refused_before_anything_is_fetched(server, tmp_path):
+    path = table(tmp_path, sounds(server, tmp_path, 1))
+    line = ("build-dataset", "csv", "--input", path, "--out", tmp_path / "out", *POLITE, "--keep", "some")
+    done = cli(*line, check=False)
+    assert done.returncode == 1 and "want one of all, audio, none" in done.stderr and not server.log
+
+
 def durations(out: Path) -> dict[str, float]:
     """{native id: seconds of the FLAC} of every published clip."""
     rows = pq.read_table(out / "dataset/data", columns=["id", "audio"]).to_pylist()
