@@ -45,7 +45,7 @@ from pipelines.decode import open_audio
 from pipelines.download import Download
 from pipelines.fingerprint import PRINT_RATE, fingerprint
 from pipelines.local import to_location
-from pipelines.resample import Resample, converted
+from pipelines.resample import Resample
 from pipelines.run import part_path
 from pipelines.shard import plan_shards, write_shard
 
@@ -257,8 +257,8 @@ def resampled(wave: tuple[np.ndarray, int]) -> None:
 
 def printed(wave: np.ndarray) -> bytes:
     """The fingerprint, as resample takes it from blocks of a second."""
-    blocks = (wave[start : start + 48_000] for start in range(0, len(wave), 48_000))
-    return fingerprint(np.concatenate([*converted(blocks, 48_000, PRINT_RATE, "MQ")]))
+    blocks = [wave[start : start + 48_000] for start in range(0, len(wave), 48_000)]
+    return fingerprint(soxr.resample(np.concatenate(blocks), 48_000, PRINT_RATE, "MQ"))
 
 
 def encoded(wave: np.ndarray) -> None:

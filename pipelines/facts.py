@@ -13,6 +13,7 @@ import numpy as np
 FLOOR_DBFS = -120.0  # of digital silence
 FULL_SCALE = 1 - 2**-15  # amplitude from which a sample counts as clipped
 SILENCE = 10 ** (-60 / 20)  # RMS amplitude under which 20 ms count as silent
+LOUDEST = 1e4  # times full scale, from which samples cannot be meant
 SPECTRUM = 4096  # frames of a spectrum, taken once a second where it is loudest
 BANDWIDTH_DB = 70.0  # below the strongest bin, at which a band counts as empty
 
@@ -32,13 +33,21 @@ class Meter:
     silent: int = 0
     power: np.ndarray = field(default_factory=lambda: np.zeros(SPECTRUM // 2 + 1))
 
-    def add(self, block: np.ndarray, mono: np.ndarray, peak: float) -> None:
-        """Take in a block (frames, channels), its mixture to mono (frames,) and its peak."""
+    def add(self, block: np.ndarray, mono: np.ndarray) -> float:
+        """Take in a block (frames, channels) and its mixture to mono (frames,); returns the block's peak.
+
+        A peak that is no number or far beyond full scale means that these are no samples: nothing is measured then.
+        """
+        high, low = int(mono.argmax()), int(mono.argmin())
+        mono_peak = max(float(mono[high]), -float(mono[low]))
+        peak = mono_peak if block.shape[1] == 1 else peak_of(block)
+        if not peak < LOUDEST:  # true of NaN too
+            return peak
         flat = block.ravel(order="K")  # whichever way it lies: a view
         self.frames += len(block)
         self.samples += block.size
         self.peak = max(self.peak, peak)
-        self.mono_peak = max(self.mono_peak, peak if block.shape[1] == 1 else peak_of(mono))
+        self.mono_peak = max(self.mono_peak, mono_peak)
         self.energy += float(np.dot(flat, flat))
         if peak >= FULL_SCALE:
             self.clipped += int(np.count_nonzero(np.abs(flat) >= FULL_SCALE))
@@ -47,7 +56,8 @@ class Meter:
         self.windows += len(pieces)
         self.silent += int(np.count_nonzero(np.einsum("ij,ij->i", pieces, pieces) < SILENCE**2 * width))
         if self.frames == len(block) or len(mono) >= SPECTRUM:  # a short tail says less than what came before
-            self.power += spectrum(mono)
+            self.power += spectrum(mono, high if mono[high] >= -mono[low] else low)
+        return peak
 
     def facts(self) -> dict[str, Any]:
         """Fields of Clip by name."""
@@ -71,10 +81,9 @@ def peak_of(block: np.ndarray) -> float:
     return max(float(block.max()), -float(block.min()))
 
 
-def spectrum(mono: np.ndarray) -> np.ndarray:
-    """Power by frequency of SPECTRUM frames about the loudest one."""
-    high, low = int(mono.argmax()), int(mono.argmin())
-    start = max(0, min(high if mono[high] >= -mono[low] else low, len(mono) - SPECTRUM))
+def spectrum(mono: np.ndarray, loudest: int) -> np.ndarray:
+    """Power by frequency of SPECTRUM frames from the loudest one on."""
+    start = max(0, min(loudest, len(mono) - SPECTRUM))
     piece = mono[start : start + SPECTRUM]
     bins = np.fft.rfft(piece * hann(len(piece)), SPECTRUM)
     return bins.real**2 + bins.imag**2

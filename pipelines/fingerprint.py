@@ -12,6 +12,7 @@ Float rounding can turn a bit whose two sides are equal to the last digits: on a
 in such bits. A frame that is all but silent or perfectly steady says nothing, and is written as 0.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -62,12 +63,18 @@ def band_power(waveform: np.ndarray) -> np.ndarray:
     """Mean square of a waveform in every band, (frames, 33) float32."""
     waveform = np.pad(waveform, (0, max(0, WINDOW - len(waveform))))
     frames = np.lib.stride_tricks.sliding_window_view(waveform, WINDOW)[::HOP]
-    window = (np.sin(np.pi * (np.arange(WINDOW) + 0.5) / WINDOW) * 2 / WINDOW).astype(np.float32)
+    window = sine()
     power = np.empty((len(frames), len(BANDS) - 1), np.float32)
     for start in range(0, len(frames), BLOCK):
         bins = np.fft.rfft(frames[start : start + BLOCK] * window)
         power[start : start + BLOCK] = np.add.reduceat(bins.real**2 + bins.imag**2, BANDS, axis=1)[:, :-1]
     return power
+
+
+@cache
+def sine() -> np.ndarray:
+    """The window: half a period of a sine, whose squares add up to a constant where windows overlap by half."""
+    return (np.sin(np.pi * (np.arange(WINDOW) + 0.5) / WINDOW) * 2 / WINDOW).astype(np.float32)
 
 
 def smooth(power: np.ndarray) -> np.ndarray:

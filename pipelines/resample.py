@@ -15,14 +15,13 @@ import numpy as np
 from pipelines.clip import SAMPLE_RATE, Clip, Rejected
 from pipelines.decode import Stream, Window, open_audio, straight
 from pipelines.disk import BuildError
-from pipelines.facts import Meter, peak_of
+from pipelines.facts import LOUDEST, Meter
 from pipelines.fingerprint import PRINT_RATE, PRINT_SECONDS, fingerprint
 from pipelines.local import local_path
 from pipelines.setting import setting
 
 COMPLETE = 0.95  # share of the declared frames that must decode
 LONGEST = 24 * 3600  # s; a small file can hold years of silence
-LOUDEST = 1e4  # times full scale
 CANCELLED = 1e-3  # mono peak over source peak, under which the channels cancel out
 SPOOL = 32 * 2**20  # bytes of FLAC kept in memory, 12 minutes; more waits in a nameless file
 BLOCK = 2**20  # bytes
@@ -56,6 +55,8 @@ def resample(clip: Clip, pack: BinaryIO, raw: Path) -> Clip:
     Only its section is measured and encoded, where it has one. Bytes that were fetched lie in the pack `raw`.
     """
     folder = str(Path(pack.name).parent)
+    import soxr
+
     with open_audio(source(clip, raw), clip.start, clip.end) as stream, Spool(SPOOL, dir=folder) as flac:
         meter = Meter(stream.sample_rate)
         head: list[np.ndarray] = []
@@ -67,7 +68,7 @@ def resample(clip: Clip, pack: BinaryIO, raw: Path) -> Clip:
             clip,
             sample_rate=stream.sample_rate,
             channels=stream.channels,
-            fingerprint=fingerprint(np.concatenate([*converted(iter(head), SAMPLE_RATE, PRINT_RATE, "MQ")])),
+            fingerprint=fingerprint(soxr.resample(np.concatenate(head), SAMPLE_RATE, PRINT_RATE, "MQ")),
             pcm_md5=pcm_md5,
             audio_offset=offset,
             audio_bytes=pack.tell() - offset,
@@ -91,11 +92,9 @@ def measured(stream: Stream, meter: Meter) -> Iterator[np.ndarray]:
             trouble, block = why, None
         if block is None:
             break
-        peak = peak_of(block)
-        if not peak < LOUDEST:  # true of NaN too
-            raise Rejected("undecodable", "samples that are not numbers, or far beyond full scale")
         mono = block[:, 0] if block.shape[1] == 1 else mix(block)
-        meter.add(block, mono, peak)
+        if not meter.add(block, mono) < LOUDEST:
+            raise Rejected("undecodable", "samples that are not numbers, or far beyond full scale")
         if meter.frames > LONGEST * stream.sample_rate:
             raise Rejected("too-long", f"over {LONGEST // 3600} hours")
         yield mono
@@ -121,7 +120,7 @@ def judge(stream: Stream, meter: Meter, trouble: Rejected | None) -> None:
         raise Rejected("silent", "the channels cancel out when mixed to mono")
 
 
-def converted(blocks: Iterator[np.ndarray], rate: int, to: int, quality: str = "HQ") -> Iterator[np.ndarray]:
+def converted(blocks: Iterator[np.ndarray], rate: int, to: int) -> Iterator[np.ndarray]:
     """Blocks at another rate, through soxr; the samples are those of converting all at once.
 
     The last block is announced as such: an empty one after it would cost as much as a second of sound.
@@ -131,7 +130,7 @@ def converted(blocks: Iterator[np.ndarray], rate: int, to: int, quality: str = "
     if rate == to:
         yield from blocks
         return
-    stream = soxr.ResampleStream(rate, to, 1, dtype="float32", quality=quality)
+    stream = soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
     held = next(blocks, None)
     for block in blocks:
         yield stream.resample_chunk(held)

@@ -85,7 +85,7 @@ def write_shard(build: Path, dataset: Path, shard: Shard) -> None:
     with atomic(path) as temporary:
         with pq.ParquetWriter(
             temporary, schema, compression=plain, use_dictionary=coded, write_page_index=True,
-            use_content_defined_chunking=True,
+            write_statistics=[name for name in plain if name != "audio.bytes"], use_content_defined_chunking=True,
         ) as writer:  # fmt: skip
             for group in row_groups(build, shard):
                 writer.write_table(group.select(schema.names).cast(schema))
