@@ -38,6 +38,7 @@ evaluate = typer.Typer(help="Measure a model on a dataset.", no_args_is_help=Tru
 app.add_typer(evaluate, name="evaluate")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 Out = Annotated[Path, typer.Argument(help="Folder of a build, as given to build-dataset --out.")]
+Built = Annotated[Path, typer.Argument(help="Folder of a build, or a dataset's own folder.")]
 Model = Annotated[str, typer.Option(help="A run folder, a checkpoint folder or a Hub id.")]
 Data = Annotated[list[str], typer.Option(help="A dataset: a folder or a Hub id; may be repeated.")]
 Split = Annotated[str, typer.Option(help="Split of the dataset, or all.")]
@@ -192,6 +193,8 @@ def build_dataset(
 ) -> None:
     """Build a dataset of clips with captions; every row is published or rejected with its reason.
 
+    `python cli.py sources` says what SOURCE can be and how to obtain it; `recipe` takes several as one.
+
     Example: python cli.py build-dataset csv --input sounds.csv --out OUT --licenses CC0,CC-BY
     """
     from pipelines.build import METADATA_ROWS, PART_ROWS, STAGES, plan, without_audio
@@ -202,7 +205,8 @@ def build_dataset(
         settings["exclude_ids"] = read_ids(Path(settings["exclude_ids"]))
     if is_remote(out) and work is None:
         raise BuildError(f"--out {out} is a URL: name a folder for the working files with --work")
-    origin, folder = (input if is_remote(input) else Path(input)), work or Path(out)
+    origin = input if is_remote(input) or input.startswith("https://") else Path(input)
+    folder = work or Path(out)
     reading, stages = fill(Reading(), settings), [fill(stage, settings) for stage in STAGES]
     if dry_run:
         planned = plan(source(name), origin, folder, reading=reading, limit=limit, workers=workers)
@@ -217,6 +221,8 @@ def build_dataset(
     if is_remote(out):
         upload(folder, out)
     show_build(folder, report, as_json)
+    if name == "recipe" and not as_json:
+        show_sources(report["sources"], source(name).told(origin, reading)["ingredients"])
 
 
 @command("status")
@@ -246,10 +252,111 @@ def show_build(out: Path, report: dict[str, Any], as_json: bool) -> None:
     if not report["complete"]:
         print("Not complete: run build-dataset again with the same settings to continue.")
         return
-    table("", {"dataset": out / "dataset", "card": out / "dataset" / "README.md", "report": out / "report.json",
+    table("", {"dataset": out / "dataset", "card": out / "dataset" / "README.md", "report": out / "report.html",
                "rejected": out / "rejected.parquet"})  # fmt: skip
     if report["kept"] == 0:
         print("Warning: no clip was kept.", file=sys.stderr)
+
+
+@command("report")
+def report(out: Out) -> None:
+    """Write report.json, rejected.parquet and report.html of a finished build anew.
+
+    Example: python cli.py report OUT
+    """
+    from pipelines.page import write_page
+    from pipelines.report import write_report
+
+    write_page(out, write_report(out), clean(out.absolute().name))
+    print(out / "report.html")
+
+
+@command("verify")
+def verify(
+    out: Built,
+    workers: Annotated[int, typer.Option(min=0, help="Ray workers; 0 works in this process.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Read a dataset again, every clip of it, and tell what is wrong; exits 1 if anything is.
+
+    Example: python cli.py verify OUT --workers 4
+    """
+    from pipelines.verify import verify as run
+
+    found = run(out, workers)
+    problems = found["problems"]
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        for each in problems:
+            print(clean(f"{each['where']} {each['what']}"))
+        table(
+            clean(str(out)),
+            {"clips": found["clips"], "hours": f"{found['hours']:.2f}", "problems": len(problems) or "none"},
+        )
+    if problems:
+        raise typer.Exit(1)
+
+
+@command("push")
+def push(
+    out: Built,
+    repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="Dataset repository on the Hub.")],
+    private: Annotated[bool, typer.Option("--private", help="Create it private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, list files and bytes, and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Publish a dataset on the Hugging Face Hub; run again, it sends only what is missing.
+
+    Example: python cli.py push OUT user/name --private
+    """
+    from pipelines.push import push as run
+
+    done = run(out, repository, private, dry_run)
+    if as_json:
+        print(json.dumps(done, indent=1))
+        return
+    if dry_run:
+        table(repository, {file["path"]: f"{file['bytes']:,} bytes" for file in done["files"]})
+    table("", {"files": len(done["files"]), "bytes": f"{done['bytes']:,}", "at": done.get("url", "not sent: dry run")})
+
+
+@command("export-webdataset")
+def export_webdataset(
+    dataset: Annotated[Path, typer.Argument(help="Folder of a dataset (OUT/dataset).")],
+    out: Annotated[Path, typer.Option(help="Folder for the tars; run again to continue.")],
+    per_tar: Annotated[int, typer.Option(min=1, help="Clips in a tar.")] = 512,
+    as_json: Json = False,
+) -> None:
+    """Write a dataset as WebDataset tars in LAION's layout, which laion_clap trains from.
+
+    Example: python cli.py export-webdataset OUT/dataset --out tars/mine
+    """
+    from pipelines.webdataset import export_webdataset as run
+
+    done = run(dataset, out, per_tar)
+    if as_json:
+        print(json.dumps(done, indent=1))
+    else:
+        splits = {name: f"{each['clips']:,} clips in {each['tars']} tars" for name, each in done["splits"].items()}
+        table(clean(str(out)), {"clips": f"{done['clips']:,}", **splits})
+
+
+def show_sources(found: dict[str, Any], ingredients: list[dict[str, Any]]) -> None:
+    """Print what each source of a recipe gave beside what is published of it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table("source", "weight", box=None)
+    for column in ("clips", "published", "hours", "published", "captions"):
+        grid.add_column(column, justify="right")
+    for each in ingredients:
+        ours, published = found.get(each["name"], {"clips": 0, "hours": 0.0, "captions": 0}), each["published"]
+        grid.add_row(
+            each["name"], f"{each['weight']:g}", f"{ours['clips']:,}", f"{published.get('clips', '-')}",
+            f"{ours['hours']:,.2f}", f"{published.get('hours', '-')}", f"{ours['captions']:,}",
+        )  # fmt: skip
+    Console().print(grid)
 
 
 # ---- models

@@ -16,7 +16,8 @@ PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 def measure(name: str, line: list[str], every: bool = False) -> dict[str, Any]:
     """Run a command, print what it took (and its memory at each tenth of its time), return the JSON that it printed."""
     wall, cpu, seen, said = cost(line)
-    print(f"{name}: {wall:.1f} s, {cpu:.1f} CPU s, peak {seen.most / 2**20:.0f} MiB in all processes", flush=True)
+    print(f"{name}: {wall:.1f} s, {cpu:.1f} CPU s, peak {seen.most / 2**20:.0f} MiB in all processes, "
+          f"{seen.largest / 2**20:.0f} in the largest", flush=True)  # fmt: skip
     if every:
         tenths = seen.resident[:: max(1, len(seen.resident) // 10)]
         print(f"resident as it went: {' '.join(f'{each / 2**20:.0f}' for each in tenths)} MiB", flush=True)
@@ -42,6 +43,7 @@ class Seen:
 
     cpu: dict[int, float] = field(default_factory=dict)
     most: int = 0
+    largest: int = 0  # resident bytes of one of them, the most there ever were
     resident: list[int] = field(default_factory=list)  # of all at once, each time
 
 
@@ -54,6 +56,7 @@ def watch(process: subprocess.Popen[str], seen: Seen) -> None:
                 facts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 seen.cpu[pid] = (int(facts[11]) + int(facts[12])) / TICKS
                 resident += int(facts[21]) * PAGE
+                seen.largest = max(seen.largest, int(facts[21]) * PAGE)
         seen.most = max(seen.most, resident)
         seen.resident.append(resident)
         time.sleep(0.2)

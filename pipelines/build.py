@@ -10,6 +10,7 @@ independently of each other; only dedup and shard wait for all.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
@@ -21,9 +22,11 @@ from pipelines.dedup import Dedup
 from pipelines.disk import BuildError, lock
 from pipelines.download import Download
 from pipelines.engine import Step, engine
+from pipelines.evaluation import bind
 from pipelines.exclude import Exclude
 from pipelines.filter import Filter
 from pipelines.manifest import begun, manifest, planned, prepare
+from pipelines.page import write_page
 from pipelines.progress import Progress
 from pipelines.recipe import KEPT, begin, check, cores, describe, stale, tidy, unpublish
 from pipelines.report import write_report
@@ -65,14 +68,17 @@ def build_dataset(
     check(input, out, reading)
     if keep not in KEPT:
         raise BuildError(f"--keep {keep}: want one of {', '.join(KEPT)}")
+    source = replace(source, card=source.card | source.told(input, reading))
     out, stages = out.absolute(), list(stages)  # Ray's workers start in another folder
     build, last, audio = out / "build", name_of(stages[-1]), any(stage.packs for stage in stages)
     with lock(build):
+        stages, lists = bind(stages, source.corpora(input, reading), build, source.card.get("exclude_evaluation", ()))
         recipe = describe(source, input, reading, stages, part_rows, limit)
         redo = stale(build, recipe)
         parts = None if "manifest" in redo else planned(build)
         clips = begun(source.clips(input, reading)) if parts is None else None  # before anything is cleared
         begin(out, recipe, redo)
+        lists.write()
         if clips is not None:
             parts = manifest(build, clips, part_rows, limit, audio)
         assert parts is not None
@@ -94,6 +100,7 @@ def build_dataset(
             )
         licenses = write_attribution(out, build, last, parts)
         report = write_report(out)
+        write_page(out, report, source.card["title"])
         write_card(out, source, report, licenses, audio)
         tidy(build, keep)
     return report
@@ -156,6 +163,7 @@ def finished(out: Path, last: str, parts: int) -> dict[str, Any] | None:
         out / "dataset/ATTRIBUTION.csv",
         out / "rejected.parquet",
         out / "report.json",
+        out / "report.html",
     ]
     if not all(path.exists() for path in written):
         return None

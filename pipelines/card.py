@@ -1,16 +1,26 @@
-"""The dataset's card (README.md with YAML front matter) and ATTRIBUTION.csv: what a reader must know and credit."""
+"""The dataset's card (README.md with YAML front matter) and ATTRIBUTION.csv: what a reader must know and credit.
+
+Text from outside cannot break out of its place in the card: what Markdown or HTML could take for its own is written
+as character references.
+"""
 
 import csv
+import json
 import re
+import shlex
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pipelines.disk import atomic, write_text
+from pipelines.examples import examples
+from pipelines.licenses import card_license, restrictions
 from pipelines.reasons import explain
-from pipelines.report import by_count
+from pipelines.report import NOT_STATED, about, by_count, funnel, grid
 from pipelines.run import part_path
 from pipelines.sources import Source
+from pipelines.text import clean
 
 SIZES = (
     (10**3, "n<1K"),
@@ -19,6 +29,9 @@ SIZES = (
     (10**6, "100K<n<1M"),
     (10**7, "1M<n<10M"),
 )
+EXAMPLES = 8
+SPOKEN = 0.01  # share of the clips from which a language stands in the front matter: detection has strays
+MARKS = re.compile(r"[\\`*_{}\[\]<>#|~&$!@]")  # what Markdown or HTML would take for its own
 
 CREDIT = ["id", "title", "author", "url", "license"]
 AUDIO = """Audio is FLAC, 48 kHz, mono, 16 bit.
@@ -45,7 +58,7 @@ def write_attribution(out: Path, build: Path, stage: str, parts: int) -> dict[st
         for part in range(parts):
             rows = credits(part_path(build, stage, part))
             writer.writerows(rows)
-            licenses.update(row[-1] or "not stated" for row in rows)
+            licenses.update(row[-1] or NOT_STATED for row in rows)
     return by_count(licenses)
 
 
@@ -63,13 +76,44 @@ def write_card(out: Path, source: Source, report: dict[str, Any], licenses: dict
     """OUT/dataset/README.md, written last: a dataset with a card is complete. `audio`: whether it holds any."""
     import yaml
 
-    front = {
-        "pretty_name": f"{source.card['title']} ({report['kept']} clips)",
-        "license": "other",
-        "license_name": "mixed" if len(licenses) > 1 else re.sub(r"[^\w.+-]+", "-", next(iter(licenses), "none")),
+    front = yaml.safe_dump(front_matter(out / "dataset", source, report, licenses), sort_keys=False, allow_unicode=True)
+    stages = [(f"`{stage}`", before, before - after, after) for stage, before, after in funnel(out / "build", report)]
+    reasons = [(f"`{reason}`", n, explain(reason)) for reason, n in report["rejected_by_reason"].items()]
+    terms = [(inert(name), n, ", ".join(sorted(restrictions(stated(name)))) or "none") for name, n in licenses.items()]
+    compared = [[inert(cell) for cell in row] for row in grid(report["contamination"])]
+    sections = [
+        f"# {inert(source.card['title'])}\n\n{source.card['text']}",
+        f"{report['kept']:,} clips, {report['hours']:,.2f} hours, built by Clapboard from {report['rows']:,} rows of "
+        f"source `{source.name}`. {AUDIO if audio else METADATA}",
+        f"## Sources\n{sources(report['sources'])}",
+        f"## Examples\n{captions(out / 'dataset')}",
+        f"## Splits\n{table(('split', 'clips'), ((inert(name), n) for name, n in report['splits'].items()))}",
+        f"## Rows in, rows out\n{report['rows']} rows = {report['kept']} kept + {report['rejected']} rejected.\n\n"
+        f"{table(('stage', 'in', 'rejected', 'out'), stages)}\n{table(('reason', 'rows', 'meaning'), reasons)}",
+        "## Licences\nAs published by the source; who made each clip stands in `ATTRIBUTION.csv`.\n\n"
+        + table(("licence", "clips", "asks for"), terms),
+        "## Contamination\n"
+        + (table(compared[0], compared[1:]) if compared else "Nothing was compared with evaluation sets."),
+        f"## To rebuild it\n{rebuild(out / 'build', source.name)}",
+    ]
+    text = "\n\n".join(section.strip() for section in sections)
+    write_text(out / "dataset" / "README.md", f"---\n{front}---\n{text}\n")
+
+
+def front_matter(dataset: Path, source: Source, report: dict[str, Any], licenses: dict[str, int]) -> dict[str, Any]:
+    """What the Hub reads of a card."""
+    kept = report["kept"]
+    spoken = [
+        code for code, n in report["languages"].items() if n >= SPOKEN * kept and re.fullmatch("[a-z]{2,3}", code)
+    ]
+    return {
+        "pretty_name": f"{source.card['title']} ({kept} clips)",
+        **({"language": spoken} if spoken else {}),
+        **card_license({stated(name): n for name, n in licenses.items()}),
         "task_categories": ["audio-classification", "text-to-audio"],
         "tags": ["audio", "audio-text", "clap", "clapboard"],
-        "size_categories": [next((name for top, name in SIZES if report["kept"] < top), "n>10M")],
+        "size_categories": [next((name for top, name in SIZES if kept < top), "n>10M")],
+        **dataset_info(dataset),
         "configs": [
             {
                 "config_name": "default",
@@ -79,31 +123,123 @@ def write_card(out: Path, source: Source, report: dict[str, Any], licenses: dict
             }
         ],
     }
-    funnel = [(f"`{reason}`", n, explain(reason)) for reason, n in report["rejected_by_reason"].items()]
-    text = f"""---
-{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---
-# {source.card["title"]}
-
-{source.card["text"]}
-
-{report["kept"]} clips, {report["hours"]:.2f} hours, built by Clapboard from {report["rows"]} rows of source
-`{source.name}`. {AUDIO if audio else METADATA}
-
-## Splits
-{table(("split", "clips"), report["splits"].items())}
-## Rows in, rows out
-{report["rows"]} rows = {report["kept"]} kept + {report["rejected"]} rejected.
-
-{table(("reason", "rows", "meaning"), funnel)}
-## Licences
-As published by the source; who made each clip stands in `ATTRIBUTION.csv`.
-
-{table(("licence", "clips"), licenses.items())}"""
-    write_text(out / "dataset" / "README.md", text.rstrip() + "\n")
 
 
-def table(head: tuple[str, ...], rows: Any) -> str:
-    """A Markdown table, nothing without rows; text from outside cannot break out of its cell."""
-    lines = [[str(cell).replace("|", "\\|").replace("<", "&lt;") for cell in row] for row in rows]
-    rule = ["---"] * len(head)
-    return "".join(f"| {' | '.join(line)} |\n" for line in [list(head), rule, *lines]) if lines else ""
+def dataset_info(dataset: Path) -> dict[str, Any]:
+    """Features, splits and sizes in bytes, as the Hub writes them; {} for a dataset without shards.
+
+    The size of a split is that of its columns, uncompressed; the download's that of its files.
+    """
+    import pyarrow.parquet as pq
+
+    paths = sorted((dataset / "data").glob("*.parquet"))
+    if not paths:
+        return {}
+    splits: dict[str, Counter[str]] = {}
+    for path in paths:
+        metadata = pq.read_metadata(path)
+        size = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        splits.setdefault(path.name.split("-")[0], Counter()).update(num_bytes=size, num_examples=metadata.num_rows)
+    return {
+        "dataset_info": {
+            "features": features(paths[0]),
+            "splits": [{"name": name, **sums} for name, sums in splits.items()],
+            "download_size": sum(path.stat().st_size for path in paths),
+            "dataset_size": sum(sums["num_bytes"] for sums in splits.values()),
+        }
+    }
+
+
+def features(shard: Path) -> list[dict[str, Any]]:
+    """A shard's columns as the Hub's front matter spells them, from the schema that `datasets` reads."""
+    import pyarrow.parquet as pq
+
+    described = json.loads((pq.read_schema(shard).metadata or {})[b"huggingface"])["info"]["features"]
+    return [{"name": name, **spelled(feature)} for name, feature in described.items()]
+
+
+def spelled(feature: Any) -> dict[str, Any]:
+    """One feature: {"dtype": ...}, {"list": ...} or {"struct": [...]}."""
+    kind = feature.get("_type") if isinstance(feature, dict) else None
+    if kind == "Value":
+        return {"dtype": feature["dtype"]}
+    if kind == "List":
+        inner = spelled(feature["feature"])
+        return {"list": inner["dtype"] if list(inner) == ["dtype"] else [*inner["struct"]]}
+    if kind is None:
+        return {"struct": [{"name": name, **spelled(inner)} for name, inner in feature.items()]}
+    return {"dtype": {kind.lower(): {key: value for key, value in feature.items() if key != "_type"}}}
+
+
+def sources(counted: dict[str, dict[str, Any]]) -> str:
+    """A table of the sources, and what is known of each: licence, page, counts as published, citation."""
+    rows = [(inert(name), sums["clips"], f"{sums['hours']:.2f}", sums["captions"]) for name, sums in counted.items()]
+    known = [(name, card) for name in counted if (card := about(name))]
+    return table(("source", "clips", "hours", "captions"), rows) + "".join(credit(name, card) for name, card in known)
+
+
+def credit(name: str, card: dict[str, Any]) -> str:
+    """A paragraph on a source, from its datacard."""
+    page = f" {card['homepage']}" if card.get("homepage") else ""
+    counts = ", ".join(f"{n:,} {what.replace('_', ' ')}" if isinstance(n, int | float) else f"{what} {n}"
+                       for what, n in card.get("counts", {}).items())  # fmt: skip
+    cited = f"\n```\n{str(card['citation']).strip()}\n```\n" if card.get("citation") else ""
+    told = f" As published: {counts}." if counts else ""
+    rules = f"Licence: {card['license']}. Captions: {card['captions']}.".replace("<", "&lt;")
+    return f"\n**{card['title']}** (`{name}`).{page} {rules}{told}\n{cited}"
+
+
+def captions(dataset: Path) -> str:
+    """A table of a few clips and what is said of them."""
+    clips = examples(dataset, EXAMPLES, ["id", "captions", "generated", "tags"])
+    rows = [
+        (
+            inert(clip["id"]),
+            "<br>".join(inert(text) for text in [*clip["captions"], *(clip["generated"] or ())]),
+            inert(", ".join(clip["tags"])),
+        )
+        for clip in clips
+    ]
+    return table(("id", "captions", "tags"), rows) or "No clip was kept."
+
+
+def rebuild(build: Path, name: str) -> str:
+    """The command line of the build and the versions that it ran with, without names of this machine's folders."""
+    recipe = json.loads((build / "recipe.json").read_text(encoding="utf-8"))
+    line = ["python cli.py build-dataset", name, "--input", "INPUT", "--out", "OUT"]
+    line += [] if "download" in recipe["stages"] else ["--metadata-only"]
+    for stage, settings in recipe["stages"].items():
+        left_out = {"manifest": ("source", "input", "part_rows"), "dedup": ("exclude_evaluation",)}.get(stage, ())
+        line += [flag(key, value) for key, value in settings.items() if key not in left_out]
+    versions = ", ".join(f"{package} {version}" for package, version in recipe["versions"].items() if version)
+    return f"```\n{' '.join(filter(None, line)).replace('`', '')}\n```\nIt ran with {versions}."
+
+
+def flag(name: str, value: Any) -> str:
+    """A setting as a flag; "" for one that is not set. Lists of ids and paths of files are named, not spelled out."""
+    option = "--" + name.replace("_", "-")
+    if name == "exclude_evaluation":
+        value = [item.split()[0] for item in value]  # without the digest of what it held
+    if value in (None, False, "", []):
+        return ""
+    if value is True:
+        return option
+    text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+    return f"{option} {'FILE' if name == 'exclude_ids' or '/' in text else shlex.quote(clean(text))}"
+
+
+def stated(license: str) -> str:
+    """A licence as the clips have it: "" where none is stated."""
+    return "" if license == NOT_STATED else license
+
+
+def inert(text: Any) -> str:
+    """Text from outside on one line, in which nothing means anything to Markdown or HTML."""
+    return MARKS.sub(lambda mark: f"&#{ord(mark[0])};", clean(str(text)))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    """A Markdown table, "" without rows."""
+    lines = [[str(cell) for cell in row] for row in rows]
+    names = list(head)
+    return "".join(f"| {' | '.join(line)} |\n" for line in [names, ["---"] * len(names), *lines]) if lines else ""

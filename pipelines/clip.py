@@ -43,6 +43,7 @@ class Clip:
     fold: int = 0  # official cross-validation fold, 0 without
     split: str = ""
     original: str = ""  # JSON of the metadata as published
+    recording: str = ""  # what it was cut from: "freesound:<id>", "youtube:<id>#<start>-<end>" in seconds
 
     # what download fetches
     sha256: str = ""  # of the source's bytes

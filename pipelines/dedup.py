@@ -1,5 +1,9 @@
 """Reject clips that another clip repeats: the same bytes, the same samples, or nearly the same sound.
 
+Clips of evaluation corpora, where their audio is at hand, take part as clips that came first: what repeats one of them
+is an `evaluation-overlap`, whatever --dedup says of the others. They are cut from longer recordings, so that it is
+enough if most of the shorter of two clips overlaps.
+
 A barrier: `gather` compares the clips of every part and writes its verdicts to one file; the stage then reads them.
 Of equals that one is kept which has something to say (captions, labels or tags), then the one with the smallest id.
 
@@ -9,15 +13,16 @@ a neighbour's neighbour. The clips that are compared at all are those which `fin
 """
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import IO, TYPE_CHECKING, ClassVar
+from typing import IO, TYPE_CHECKING, ClassVar, NamedTuple
 
 from pipelines.clip import Clip
 from pipelines.disk import BuildError, atomic
+from pipelines.evaluation import HELP, Lists
 from pipelines.setting import setting
 
 if TYPE_CHECKING:
@@ -43,16 +48,23 @@ class Dedup:
     packs: ClassVar[bool] = False
 
     dedup: str = setting("exact", "reject duplicates: none, exact (same bytes or same samples), near (same sound too)")
+    exclude_evaluation: tuple[str, ...] = setting((), HELP, metavar="NAME[=METADATA],...")
+    lists: Path | None = None  # where those of exclude_evaluation are
     verdicts: Path | None = None
 
     def __post_init__(self) -> None:
         if self.dedup not in KINDS:
             raise BuildError(f"dedup cannot be {self.dedup!r}: choose one of {', '.join(KINDS)}")
 
+    def bound(self, lists: Lists) -> "Dedup":
+        """The stage with the evaluation corpora that its build has audio of."""
+        return replace(self, exclude_evaluation=lists.heard, lists=lists.path if lists.heard else None)
+
     def gather(self, parts: Sequence[Path], path: Path) -> "Dedup":
         """Compare the clips of all parts, write the verdicts to `path` unless it exists; returns the stage for them."""
+        assert self.lists or not self.exclude_evaluation, "evaluation.bind comes first"
         if not path.exists():
-            write_verdicts(path, find(parts, self.dedup, path.parent))
+            write_verdicts(path, find(parts, self.dedup, path.parent, self.lists))
         return replace(self, verdicts=path)
 
     def __call__(self, clips: Iterable[Clip]) -> Iterator[Clip]:
@@ -80,31 +92,97 @@ def read_verdicts(path: Path, written: int) -> dict[str, tuple[str, str]]:
     return {id: (reason, detail) for id, reason, detail in zip(*columns, strict=True)}
 
 
-def find(parts: Sequence[Path], kind: str, folder: Path) -> "pa.Table":
+class Candidates(NamedTuple):
+    """The clips to compare, best first: `guards` clips of evaluation corpora, then the build's own.
+
+    `on` names for each clip the list that it stands on, "" for most of the build's own.
+    """
+
+    rows: "pa.Table"
+    guards: int
+    on: list[str]
+
+
+def find(parts: Sequence[Path], kind: str, folder: Path, lists: Path | None = None) -> "pa.Table":
     """The verdicts on the clips of all parts: a table of id, reason and detail."""
     import numpy as np
     import pyarrow as pa
 
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder, prefix=".prints.", suffix=".tmp") as words:
-        clips = read_rows(parts if kind != "none" else [], words if kind == "near" else None)
-        kept, same_bytes = exact(clips)
+        clips = candidates(parts, kind, lists, words)
+        copied = copies(clips)
+        kept, same_bytes = equals(clips, list(copied), kind)
         alone = kept == np.arange(len(kept))
-        close = near(clips, words, alone) if kind == "near" else []
-    names = clips["id"]
-    sounds = {clip: f"sounds like {names[of]} (bit error rate {rate:.2f})" for clip, of, rate in close}
-    equals = {
-        clip: f"same {'bytes' if same_bytes[clip] else 'samples'} as {names[of]}"
-        + (f", which {sounds[of]}" if of in sounds else "")
-        for clip, of in zip(np.flatnonzero(~alone).tolist(), kept[~alone].tolist(), strict=True)
-    }
-    return pa.table(
-        {
-            "id": names.take(pa.array([*equals, *sounds], pa.int64())),
-            "reason": pa.array(["duplicate"] * len(equals) + ["near-duplicate"] * len(sounds), pa.string()),
-            "detail": pa.array([*equals.values(), *sounds.values()], pa.string()),
-        }
-    )
+        alone[list(copied)] = False
+        close = near(clips, words, alone, kind)
+    names = clips.rows["id"]
+    told = {clip: ("evaluation-overlap", f"same {what} as {names[of]}") for clip, (of, what) in copied.items()}
+    for clip, of, rate in close:
+        reason = "evaluation-overlap" if of < clips.guards else "near-duplicate"
+        told[clip] = reason, f"sounds like {names[of]} (bit error rate {rate:.2f})"
+    repeated = np.flatnonzero(kept != np.arange(len(kept)))
+    for clip, of in zip(repeated.tolist(), kept[repeated].tolist(), strict=True):
+        reason, why = told.get(of, ("", ""))  # of the one that would have been kept
+        also = f", which {why}" if why else ""
+        told[clip] = (
+            "evaluation-overlap" if reason == "evaluation-overlap" else "duplicate",
+            f"same {'bytes' if same_bytes[clip] else 'samples'} as {names[of]}{also}",
+        )
+    reasons, details = ([verdict[i] for verdict in told.values()] for i in (0, 1))
+    ids = names.take(pa.array([*told], pa.int64()))
+    return pa.table({"id": ids, "reason": pa.array(reasons, pa.string()), "detail": pa.array(details, pa.string())})
+
+
+def candidates(parts: Sequence[Path], kind: str, lists: Path | None, words: IO[bytes]) -> Candidates:
+    """The clips to compare, their fingerprints written to `words` if sounds are compared at all."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    guards, ids = read_rows([], None), pa.array([], pa.string())
+    if lists:
+        from pipelines.prints import write_prints  # loads numpy
+
+        guards, ids = read_rows([write_prints(lists)], words), pq.read_table(lists, columns=["clip"])["clip"]
+    sounds = words if kind == "near" or len(guards) else None
+    rows = pa.concat_tables([guards, read_rows(parts if kind != "none" or len(guards) else [], sounds)])
+    listed = pc.is_in(rows["id"], value_set=ids).to_pylist()  # an evaluation clip's id begins with its list's name
+    on = [id.partition("/")[0] if yes else "" for id, yes in zip(rows["id"].to_pylist(), listed, strict=True)]
+    return Candidates(rows.combine_chunks(), len(guards), on)
+
+
+def copies(clips: Candidates) -> dict[int, tuple[int, str]]:
+    """{clip: (the evaluation clip that it equals, "bytes" or "samples")}; none for the clips of the same list."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    found: dict[int, tuple[int, str]] = {}
+    for what in ("bytes", "samples"):
+        known: dict[str, list[int]] = {}
+        for guard, value in enumerate(clips.rows[what][: clips.guards].to_pylist()):
+            if value:
+                known.setdefault(value, []).append(guard)
+        column = clips.rows[what][clips.guards :]
+        same = pc.indices_nonzero(pc.is_in(column, value_set=pa.array([*known], pa.string()))).to_pylist()
+        for row in same:
+            clip = clips.guards + row
+            of = next((each for each in known[column[row].as_py()] if clips.on[each] != clips.on[clip]), None)
+            if of is not None:
+                found.setdefault(clip, (of, what))
+    return found
+
+
+def equals(clips: Candidates, copied: list[int], kind: str) -> "tuple[np.ndarray, np.ndarray]":
+    """As `exact`, of the build's own clips that no evaluation clip equals; every other one stands for itself."""
+    import numpy as np
+
+    kept, same_bytes = np.arange(len(clips.rows)), np.zeros(len(clips.rows), bool)
+    if kind != "none":
+        own = np.setdiff1d(np.arange(clips.guards, len(kept)), copied)
+        first, same = exact(clips.rows.take(own))
+        kept[own], same_bytes[own] = own[first], same
+    return kept, same_bytes
 
 
 def read_rows(parts: Sequence[Path], words: IO[bytes] | None) -> "pa.Table":
@@ -174,25 +252,32 @@ def firsts(column: "pa.ChunkedArray") -> "np.ndarray":
     return np.where(pc.equal(column, "").to_numpy(), np.arange(len(codes)), first[inverse])
 
 
-def near(clips: "pa.Table", words: IO[bytes], alive: "np.ndarray") -> list[tuple[int, int, float]]:
-    """(clip, the kept clip that it sounds like, share of wrong bits) for every near duplicate, best first."""
+def near(clips: Candidates, words: IO[bytes], alive: "np.ndarray", kind: str) -> list[tuple[int, int, float]]:
+    """(clip, the kept clip that it sounds like, share of wrong bits) for every near duplicate, best first.
+
+    Evaluation clips are always kept. Of a build that is not to be rid of near duplicates only they are compared with.
+    """
     import numpy as np
 
     from pipelines.fingerprint import CLIPS, meetings
 
-    frames = np.where(alive, clips["frames"].to_numpy(), 0)
+    frames = np.where(alive, clips.rows["frames"].to_numpy(), 0)
     if len(frames) > CLIPS:
         raise BuildError(f"--dedup near compares at most {CLIPS:,} clips, not {len(frames):,}: use --dedup exact")
     words.flush()
     if not frames.any():
         return []
-    prints = Prints(words, clips["first"].to_numpy(), frames)
-    durations = clips["duration"].fill_null(0).to_numpy()
+    prints = Prints(words, clips.rows["first"].to_numpy(), frames)
+    durations = clips.rows["duration"].fill_null(0).to_numpy()
+    pairs = meetings(prints.anchors())
+    pairs = pairs[(pairs[:, 0] >= clips.guards) & ((pairs[:, 1] < clips.guards) | (kind == "near"))]
     gone: dict[int, tuple[int, float]] = {}
-    for late, early, offset in meetings(prints.anchors()).tolist():
-        if late in gone or early in gone or not alike(durations[late], durations[early]):
+    for late, early, offset in pairs.tolist():
+        if late in gone or early in gone or (early < clips.guards and clips.on[early] == clips.on[late]):
             continue
-        rate = compare(prints[late], prints[early], offset)
+        if early >= clips.guards and not alike(durations[late], durations[early]):
+            continue
+        rate = compare(prints[late], prints[early], offset, max if early >= clips.guards else min)
         if rate <= WRONG:
             gone[late] = early, rate
     return [(late, early, rate) for late, (early, rate) in gone.items()]
@@ -203,12 +288,15 @@ def alike(one: float, other: float) -> bool:
     return min(one, other) >= SHARE * max(one, other)
 
 
-def compare(late: "np.ndarray", early: "np.ndarray", offset: int) -> float:
-    """The share of wrong bits at the best alignment near `offset`; 1 if they overlap too little to tell."""
+def compare(late: "np.ndarray", early: "np.ndarray", offset: int, of: Callable[[int, int], int] = max) -> float:
+    """The share of wrong bits at the best alignment near `offset`; 1 if they overlap too little to tell.
+
+    They must overlap by most of the longer one, or `of` the shorter one.
+    """
     from pipelines.fingerprint import wrong_bits
 
     tried = [wrong_bits(late, early, offset + slip) for slip in (-1, 0, 1)]
-    least = SHARE * max(len(late), len(early))
+    least = SHARE * of(len(late), len(early))
     return min((rate for rate, heard, overlap in tried if heard >= SOUNDING and overlap >= least), default=1.0)
 
 

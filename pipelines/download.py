@@ -80,10 +80,13 @@ class Download(Limits):
         return "remote" if scheme in PROTOCOLS else "unknown"
 
     def read_member(self, clip: Clip, pack: BinaryIO) -> Clip:
-        """The clip after its archive member was copied to the pack."""
+        """The clip after its archive member, or its row of a Parquet file, was copied to the pack."""
         from pipelines.archive import open_member
+        from pipelines.parquet import is_row, open_row
 
-        with open_member(local_path(clip.location), member_of(clip.location)) as member:
+        place = clip.location
+        opened = open_row(place) if is_row(place) else open_member(local_path(place), member_of(place))
+        with opened as member:
             offset = pack.tell()
             try:
                 sha256, size = copy(member, pack, self.max_download_bytes)
@@ -169,9 +172,11 @@ class RemoteFile:
 
     def read(self) -> tuple[str, int]:
         """SHA-256 and number of its bytes, in the spool; raises Rejected."""
+        from pipelines.parquet import is_row, open_row
         from pipelines.remote import open_remote
 
-        with open_remote(self.location) as source, SpooledTemporaryFile(SPOOL, dir=self.folder) as own:
+        opened = open_row(self.location) if is_row(self.location) else open_remote(self.location)
+        with opened as source, SpooledTemporaryFile(SPOOL, dir=self.folder) as own:
             facts = copy(source, cast(BinaryIO, own), self.most)
             own.seek(0)
             with self.lock:

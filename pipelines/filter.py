@@ -2,11 +2,15 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar
 
 from pipelines.clip import Clip
 from pipelines.setting import setting
+from pipelines.sources import SOURCES, read_card
 from pipelines.text import words
+
+LONGEST = 600.0  # s
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,7 @@ class Filter:
     packs: ClassVar[bool] = False
 
     min_duration: float = setting(0.1, "shortest clip in seconds")
-    max_duration: float = setting(600.0, "longest clip in seconds")
+    max_duration: float | None = setting(None, "longest clip in seconds; by default 600, or what its datacard says")
     min_sample_rate: int = setting(16_000, "lowest sample rate of the source in Hz")
     silent_below: float = setting(-60.0, "a clip whose peak is under this is silent, in dBFS")
     min_words: int = setting(1, "fewest words of a published caption")
@@ -35,7 +39,7 @@ class Filter:
         """The first reason against a clip and the figure behind it, or two empty strings."""
         if clip.duration is not None and clip.duration < self.min_duration:
             return "too-short", f"{clip.duration:.3f} s"
-        if clip.duration is not None and clip.duration > self.max_duration:
+        if clip.duration is not None and clip.duration > (self.max_duration or longest(clip.source)):
             return "too-long", f"{clip.duration:.1f} s"
         if clip.sample_rate is not None and clip.sample_rate < self.min_sample_rate:
             return "low-sample-rate", f"{clip.sample_rate} Hz"
@@ -44,3 +48,9 @@ class Filter:
         if clip.captions and not fits:
             return "caption-length", f"{words(clip.captions[0])} words: {clip.captions[0][:100]}"
         return "", ""
+
+
+@cache
+def longest(source: str) -> float:
+    """The longest clip (s) of a source that its datacard has in mind, else 600."""
+    return float(read_card(source).get("max_duration", LONGEST)) if source in SOURCES else LONGEST

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from pipelines.clip import Clip, Rejected, write_clips
 from pipelines.disk import BuildError, write_text
+from pipelines.english import meaningful
+from pipelines.licenses import normalise
 from pipelines.local import local_path, member_of
+from pipelines.recording import recording_of
 from pipelines.run import part_path
 from pipelines.text import clean, printable
 
@@ -51,7 +54,8 @@ def begun(clips: Iterable[Clip]) -> Iterator[Clip]:
 
 
 def prepare(clips: Iterable[Clip]) -> Iterator[Clip]:
-    """What holds for every source: clean text, ids that are unique, a split for each clip, sizes of local files."""
+    """What holds for every source: clean text and captions that mean something, unique ids, licences by one name,
+    a split for each clip, sizes of local files."""
     seen: set[str] = set()
     for clip in clips:
         name, number = printable(clip.id), 1
@@ -62,15 +66,16 @@ def prepare(clips: Iterable[Clip]) -> Iterator[Clip]:
         cleaned = {
             "id": name,
             "location": clip.location if clip.location.startswith("file://") else printable(clip.location),
-            "captions": distinct(clip.captions),
+            "captions": tuple(text for text in map(clean, clip.captions) if meaningful(text)),
             "tags": distinct(clip.tags),
             "labels": distinct(clip.labels),
-            "license": printable(clip.license),
+            "license": normalise(printable(clip.license)),
             "author": printable(clip.author),
             "title": printable(clip.title),
             "url": printable(clip.url),
             "split": clip.split or split_of(name, clip.fold),
             "size": clip.size or size_of(clip.location),
+            "recording": clip.recording or recording_of(clip),
         }
         yield Clip(**(vars(clip) | cleaned))  # replace() would take twice as long
 

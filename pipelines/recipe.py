@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from glob import escape
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,7 +18,7 @@ from pipelines.setting import settings
 from pipelines.sources import Reading, Source
 
 PACKAGES = ("clapboard", "numpy", "soundfile", "soxr", "av", "pyarrow", "pandas", "ray", "aiohttp",
-            "yt-dlp", "indexed-gzip")  # fmt: skip
+            "yt-dlp", "indexed-gzip", "py3langid")  # fmt: skip
 
 # --keep: the working bytes that go once a build is finished
 KEPT = {"all": (), "audio": ("download/part-*.pack",), "none": ("*/part-*.pack",)}
@@ -53,7 +52,8 @@ def describe(
 ) -> dict[str, Any]:
     """Everything that the dataset depends on, stage by stage in order."""
     start = {
-        "source": source.name, "input": fingerprint(input), **asdict(reading), "part_rows": part_rows, "limit": limit,
+        "source": source.name, "input": " ".join(map(fingerprint, source.inputs(input, reading))),
+        **settings(reading), "part_rows": part_rows, "limit": limit,
     }  # fmt: skip
     recipe = {
         "stages": {"manifest": start} | {name_of(stage): settings(stage) for stage in stages},
@@ -64,7 +64,10 @@ def describe(
 
 
 def fingerprint(input: Path | str) -> str:
-    """SHA-256 over a file's bytes, or over the names, sizes and times of what else the input is made of."""
+    """SHA-256 over a file's bytes, or over the names, sizes and times of what else the input is made of.
+
+    What a server answers under an address is known only when it has answered: there it is that of the address.
+    """
     if isinstance(input, Path) and input.is_file() and not volumes(input):
         with input.open("rb") as handle:
             return hashlib.file_digest(handle, "sha256").hexdigest()
@@ -77,7 +80,7 @@ def fingerprint(input: Path | str) -> str:
 def contents(input: Path | str) -> Iterator[tuple[object, ...]]:
     """Name, size and where possible time of each file of a folder, a split archive or a URL."""
     if isinstance(input, str):
-        yield from list_remote(input)
+        yield from [(input,)] if input.startswith("http") else list_remote(input)
         return
     if input.is_file():
         paths = [*volumes(input), input]
@@ -161,7 +164,7 @@ def begin(out: Path, new: dict[str, Any], redo: list[str]) -> None:
 def clear(out: Path, names: list[str]) -> None:
     """Remove the dataset and the working parts of stages, last first, so that a kill leaves no gap."""
     remove(out / "dataset")
-    files = [out / "report.json", out / "rejected.parquet"]
+    files = [out / "report.json", out / "report.html", out / "rejected.parquet"]
     files += [out / "build" / "manifest.json"] if "manifest" in names else []
     for file in files:
         file.unlink(missing_ok=True)

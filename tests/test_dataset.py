@@ -94,7 +94,7 @@ def test_every_published_clip_is_credited(out):
     with (out / "dataset/ATTRIBUTION.csv").open(newline="") as handle:
         rows = list(csv.DictReader(handle))
     assert len(rows) == 230
-    first = {"id": "folder/0.wav", "title": "T|0", "author": 'Ann, "A"', "url": "http://e.org/0", "license": "CC0"}
+    first = {"id": "folder/0.wav", "title": "T|0", "author": 'Ann, "A"', "url": "http://e.org/0", "license": "CC0-1.0"}
     assert rows[0] == first
 
 

@@ -34,7 +34,7 @@ def table(folder: Path, locations: list[str]) -> Path:
     path = folder / "in.csv"
     with path.open("w", newline="") as handle:
         csv.writer(handle).writerows(
-            [["id", "path", "caption"], *[[n, x, f"Sound {n}"] for n, x in enumerate(locations)]]
+            [["id", "path", "caption"], *[[n, x, f"Dog {n}"] for n, x in enumerate(locations)]]
         )
     return path
 

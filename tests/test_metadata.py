@@ -101,11 +101,12 @@ def test_sizes_cut_a_part_only_where_its_bytes_are_fetched():
 
 def test_rows_of_a_clip_far_apart_or_side_by_side_are_one_clip_in_the_place_of_the_first(tmp_path, monkeypatch):
     monkeypatch.setattr(rows, "PIECE", 2)
-    path = table(tmp_path, "path,caption\na.wav,1\nb.wav,2\nc.wav,3\nc.wav,4\na.wav,5\n,6\n,7\na.wav,8\n")
+    rows_ = ("a.wav,One", "b.wav,Two", "c.wav,Three", "c.wav,Four", "a.wav,Five", ",Six", ",Seven", "a.wav,Eight")
+    path = table(tmp_path, "\n".join(["path,caption", *rows_]))
     found = [(clip.id, clip.captions) for clip in clips(path)]
     assert found == [
-        ("csv/a.wav", ("1", "5", "8")), ("csv/b.wav", ("2",)), ("csv/c.wav", ("3", "4")),
-        ("csv/row-6", ("6",)), ("csv/row-7", ("7",)),
+        ("csv/a.wav", ("One", "Five", "Eight")), ("csv/b.wav", ("Two",)), ("csv/c.wav", ("Three", "Four")),
+        ("csv/row-6", ("Six",)), ("csv/row-7", ("Seven",)),
     ]  # fmt: skip
 
 

@@ -22,9 +22,9 @@ BY_LIBAV = {"m4a": "aac", "webm": "libopus", "opus": "libopus"}
 def originals(folder: Path) -> dict[str, bytes]:
     """{suffix: a whole file of 0.25 s}."""
     for suffix in BY_LIBSNDFILE:
-        write(folder / f"a.{suffix}", 0.25, 48_000, channels=2)
+        write(folder / f"dog.{suffix}", 0.25, 48_000, channels=2)
     for suffix, codec in BY_LIBAV.items():
-        with av.open(str(folder / f"a.{suffix}"), "w") as container:
+        with av.open(str(folder / f"dog.{suffix}"), "w") as container:
             track = container.add_stream(codec, rate=48_000, layout="stereo")
             wave = np.ascontiguousarray(tone(0.25, 48_000, channels=2).T)
             frame = av.AudioFrame.from_ndarray(wave, format="fltp", layout="stereo")
@@ -117,7 +117,7 @@ def test_headers_that_claim_too_much_take_no_memory(tmp_path):
 def test_the_originals_are_whole(tmp_path):
     (tmp_path / "in").mkdir()
     assert len(originals(tmp_path / "in")) == len(BY_LIBSNDFILE) + len(BY_LIBAV)
-    assert soundfile.info(tmp_path / "in/a.wav").frames == 12_000
+    assert soundfile.info(tmp_path / "in/dog.wav").frames == 12_000
     done = cli(
         "build-dataset", "folder", "--input", tmp_path / "in", "--out", tmp_path / "out", "--dedup", "none", "--json"
     )

@@ -22,7 +22,7 @@ def sounds(tmp_path_factory) -> Path:
     hostile(folder)
     for number in range(40):
         suffix = ("wav", "flac", "ogg", "mp3")[number % 4]
-        name = f"sound {'abcdefghij'[number % 10]} {number}.{suffix}"
+        name = f"dog {'abcdefghij'[number % 10]} {number}.{suffix}"
         write(
             folder / name,
             0.5 + number % 7,

@@ -39,7 +39,7 @@ def test_the_caption_of_a_file_is_its_name(tmp_path):
 
 def test_the_folder_is_the_label_on_request_and_speaks_for_a_name_that_says_nothing(tmp_path):
     write(tmp_path / "in/dog_bark/1-100032-A.wav")
-    assert [clip.captions for clip in clips("folder", tmp_path / "in")] == [("1 100032 A",)]
+    assert [clip.captions for clip in clips("folder", tmp_path / "in")] == [()]
     (clip,) = clips("folder", tmp_path / "in", labels_from_folders=True)
     assert (clip.captions, clip.labels) == ((), ("dog bark",))
 
@@ -89,7 +89,7 @@ def test_columns_are_recognised_by_their_usual_names(tmp_path):
     )
     (clip,) = clips("csv", path)
     assert clip.captions == ("First", "Second") and clip.tags == ("dog", "bark") and clip.labels == ("dog",)
-    assert (clip.fold, clip.split, clip.license, clip.author) == (3, "test", "CC0", "ann")
+    assert (clip.fold, clip.split, clip.license, clip.author) == (3, "test", "CC0-1.0", "ann")
     assert (clip.title, clip.url, clip.id) == ("Rex", "http://e.org/1", "csv/x.wav")
     assert json.loads(clip.original)["keywords"] == "dog, bark"
 

@@ -5,6 +5,7 @@ A source is the only place that knows a corpus's quirks. Its datacard (datacards
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ class Reading:
 
     column: tuple[str, ...] = setting((), "FIELD=NAME: take a field from this column", metavar="FIELD=NAME")
     labels_from_folders: bool = setting(False, "folder: the parent folder's name is the label")
+    data_root: str = setting("", "recipe: folder below which the sources' inputs are", metavar="DIR", manner=True)
+    available: bool = setting(False, "recipe: go on without the sources that are not there")
 
     def columns(self) -> dict[str, str]:
         """{field: column name} of `column`; raises BuildError if one is malformed or no such field exists."""
@@ -31,37 +34,76 @@ class Reading:
         return pairs
 
 
+def alone(input: Any, reading: Reading) -> list[Any]:
+    """What the clips of most sources depend on: the input itself."""
+    return [input]
+
+
+def beside(input: Any, reading: Reading) -> Path | None:
+    """The folder in which other corpora are by default: that of the input; None for one that is a URL."""
+    return input.absolute().parent if isinstance(input, Path) else None
+
+
+def nothing(input: Any, reading: Reading) -> dict[str, Any]:
+    """What the input of most sources adds to the datacard."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Source:
-    """A corpus: its name, its clips given an input path, and its datacard."""
+    """A corpus: its name, its clips given an input path, its datacard.
+
+    Given the input too, `inputs` are all that its clips depend on, `corpora` is the folder in which those of the
+    evaluation are, and `told` is what the input adds to the datacard.
+    """
 
     name: str
     clips: Callable[[Any, Reading], Iterable[Clip]]
     card: dict[str, Any]
+    inputs: Callable[[Any, Reading], list[Any]] = alone
+    corpora: Callable[[Any, Reading], Path | None] = beside
+    told: Callable[[Any, Reading], dict[str, Any]] = nothing
 
 
-def folder(path: Path | str, reading: Reading) -> Iterable[Clip]:
-    """A folder or an archive of audio files, here or at a URL; see pipelines.sources.folder."""
-    from pipelines.sources.folder import clips
-
-    return clips(path, reading)
-
-
-def csv(path: Path, reading: Reading) -> Iterable[Clip]:
-    """A table of paths or URLs; see pipelines.sources.table."""
-    from pipelines.sources.table import clips
-
-    return clips(path, reading)
-
-
-SOURCES: dict[str, Callable[[Any, Reading], Iterable[Clip]]] = {"folder": folder, "csv": csv}
+# name: the module below pipelines.sources whose function `clips` reads it, or module:function
+SOURCES: dict[str, str] = {
+    "folder": "folder",
+    "csv": "table",
+    "hub": "hub",
+    "laion": "laion",
+    "freesound": "freesound",
+    "epidemic_sound": "epidemic_sound",
+    "bbc": "bbc",
+    "audiostock": "audiostock",
+    "free_to_use_sounds": "file_names:free_to_use_sounds",
+    "sonniss": "file_names:sonniss",
+    "we_sound_effects": "file_names:we_sound_effects",
+    "paramount_motion": "file_names:paramount_motion",
+    "audioset": "audioset",
+    "audiocaps": "audiocaps",
+    "clotho": "clotho",
+    "macs": "macs",
+    "fsd50k": "fsd50k",
+    "wavtext5k": "wavtext5k",
+    "wavcaps": "wavcaps",
+    "vggsound": "vggsound",
+    "urbansound8k": "urbansound8k",
+    "esc50": "esc50",
+    "gtzan": "gtzan",
+    "slakh": "slakh",
+    "europarl_st": "europarl_st",
+    "recipe": "mixture",
+}
 
 
 def source(name: str) -> Source:
     """The source of that name with its card; raises BuildError for an unknown one."""
     if name not in SOURCES:
         raise BuildError(f"unknown source {name!r}: choose one of {', '.join(SOURCES)}")
-    return Source(name, SOURCES[name], read_card(name))
+    place, _, function = SOURCES[name].partition(":")
+    module = import_module(f"pipelines.sources.{place}")
+    extra = {key: getattr(module, key) for key in ("inputs", "corpora", "told") if hasattr(module, key)}
+    return Source(name, getattr(module, function or "clips"), read_card(name), **extra)
 
 
 def read_card(name: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pipelines.disk import BuildError, tree
 from pipelines.local import local_path, member_of, to_location
 from pipelines.remote import is_remote, list_remote, open_remote
 from pipelines.sources.table import grouped, plan_layout, read_table, recognise, rows_to_clips, section
-from pipelines.text import from_name, says_something
+from pipelines.text import from_name
 
 if TYPE_CHECKING:
     from pipelines.sources import Reading
@@ -189,10 +189,7 @@ def named(clip: Clip, root: Path, labelled: bool) -> Clip:
     label = from_name(inside.parent.name) if labelled and not clip.labels else ""
     member = member_of(clip.location)  # of an archive that a table names
     name = escape(Path(f"{inside}#{member}") if member else inside) + section(clip.start, clip.end)
-    clip = replace(clip, id=f"folder/{name}", labels=(label,) if label else clip.labels)
-    if label and clip.captions == (from_name(path.stem),) and not says_something(clip.captions[0]):
-        return replace(clip, captions=())  # the label says more than a number
-    return clip
+    return replace(clip, id=f"folder/{name}", labels=(label,) if label else clip.labels)
 
 
 def escape(path: Path) -> str:

@@ -1,0 +1,134 @@
+"""`recipe`: several sources as one, as a TOML file describes them.
+
+    title = "My mixture"
+    exclude_evaluation = ["esc50", "clotho"]   # as --exclude-evaluation; what that flag says comes before it
+    [[source]]
+    name = "freesound"
+    input = "freesound"                        # below --data-root, else below the recipe's own folder
+    weight = 1.0                               # for training; the report and the card carry it
+    published = { clips = 515581, hours = 3033.38 }
+
+Ids, splits, folds and captions are each source's own. A source whose input is not there is an error that lists all
+such and how to obtain them; with --available the others are taken, and the list is printed.
+"""
+
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.clip import Clip
+from pipelines.disk import BuildError
+from pipelines.remote import is_remote
+
+if TYPE_CHECKING:
+    from pipelines.sources import Reading
+
+KEYS = {"name", "input", "weight", "published"}
+TOP = {"title", "description", "exclude_evaluation", "source"}
+
+
+@dataclass(frozen=True)
+class Ingredient:
+    """One source of a mixture: where its corpus is, its weight in training, its clips and hours as published."""
+
+    name: str
+    input: Path | str
+    weight: float = 1.0
+    published: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def there(self) -> bool:
+        """Whether its corpus is there, as far as can be told before it is read."""
+        return isinstance(self.input, str) or self.input.exists()
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """What a recipe says."""
+
+    title: str
+    description: str
+    exclude_evaluation: tuple[str, ...]
+    ingredients: tuple[Ingredient, ...]
+
+
+def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
+    """Clips of all ingredients, one after another in the order of the recipe."""
+    from pipelines.sources import Reading, source
+
+    for each in present(read_mixture(path, reading), reading.available):
+        yield from source(each.name).clips(each.input, Reading())
+
+
+def inputs(path: Path, reading: "Reading") -> list[Path | str]:
+    """What the clips depend on: the recipe, and the inputs that are there."""
+    return [path] + [each.input for each in read_mixture(path, reading).ingredients if each.there]
+
+
+def corpora(path: Path, reading: "Reading") -> Path:
+    """The folder below which all inputs are, and the corpora of the evaluation."""
+    return Path(reading.data_root or path.parent).absolute()
+
+
+def present(mixture: Mixture, available: bool) -> list[Ingredient]:
+    """The ingredients that are there; raises BuildError unless all are, or only `available` ones are wanted."""
+    missing = [each for each in mixture.ingredients if not each.there]
+    found = [each for each in mixture.ingredients if each.there]
+    if missing and (not available or not found):
+        told = "; ".join(f"{each.name} in {each.input}: {obtain(each)}" for each in missing)
+        raise BuildError(
+            f"{len(missing)} of {len(mixture.ingredients)} sources are not there. {told}. Obtain them, name their "
+            "folder with --data-root, or go on without them with --available"
+        )
+    for each in missing:
+        print(f"without {each.name}, which is not in {each.input}: {obtain(each)}", file=sys.stderr)
+    return found
+
+
+def obtain(ingredient: Ingredient) -> str:
+    """How to obtain a source."""
+    from pipelines.sources import read_card
+
+    return str(read_card(ingredient.name)["obtain"]).strip().rstrip(".")
+
+
+def read_mixture(path: Path, reading: "Reading") -> Mixture:
+    """A recipe; raises BuildError for what it must not say."""
+    from pipelines.sources import SOURCES
+
+    try:
+        said = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BuildError(f"cannot read the recipe {path}: {error}") from error
+    tables = said.get("source", [])
+    for table in tables:
+        if not KEYS >= set(table) >= {"name", "input"} or table["name"] not in set(SOURCES) - {"recipe"}:
+            raise BuildError(f"{path}: each [[source]] has name (of a source) and input, and may have weight and "
+                             f"published: {table}")  # fmt: skip
+    if not tables or not set(said) <= TOP:
+        raise BuildError(f"{path}: want [[source]] tables, and beside them only {', '.join(sorted(TOP))}")
+    root = corpora(path, reading)
+    return Mixture(
+        said.get("title", path.stem),
+        said.get("description", ""),
+        tuple(said.get("exclude_evaluation", ())),
+        tuple(Ingredient(**table | {"input": place(table["input"], root)}) for table in tables),
+    )
+
+
+def place(input: str, root: Path) -> Path | str:
+    """Where an ingredient is: a URL, or a path below the root."""
+    return input if is_remote(input) else root / input
+
+
+def told(path: Path, reading: "Reading") -> dict[str, Any]:
+    """The title and text of the dataset's card, its ingredients, and the evaluation corpora to keep apart."""
+    mixture = read_mixture(path, reading)
+    return {"title": mixture.title, "text": mixture.description.strip()} | {
+        "ingredients": [{"name": each.name, "weight": each.weight, "published": each.published}
+                        for each in mixture.ingredients],
+        "exclude_evaluation": list(mixture.exclude_evaluation),
+    }  # fmt: skip
