@@ -11,20 +11,41 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+WEIGHTS = "model.safetensors"
+
 
 def write(run: Path, step: int, fill: Callable[[Path], None]) -> None:
     """Make the checkpoint of `step` by `fill(folder)`; one that is there already is left alone."""
     final = run / name(step)
-    if final.exists():
-        return
+    if not final.exists():
+        place(final, fill)
+
+
+def place(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder beside it and rename. Into one that is there the files are moved, model.safetensors last."""
+    final = folder.resolve()
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     fill(temporary)
     for path in [*temporary.rglob("*"), temporary]:
         sync(path)
-    temporary.rename(final)
+    if final.exists():
+        move(temporary, final)
+    else:
+        temporary.rename(final)
     sync(final.parent)
+
+
+def move(source: Path, target: Path) -> None:
+    """Move files over those of the same names; old weights go first, so that no half of a move can be loaded."""
+    (target / WEIGHTS).unlink(missing_ok=True)
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == WEIGHTS):
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).replace(target / path)
+    shutil.rmtree(source)
+    sync(target)
 
 
 def name(step: int) -> Path:

@@ -15,6 +15,11 @@ class ConfigError(ClapError):
 
 
 PROMPT = "This is a sound of {}."  # of LAION-CLAP's zero-shot script
+FUSIONS = ("none", "daf_1d", "aff_1d", "iaff_1d", "daf_2d", "aff_2d", "iaff_2d", "channel_map")
+FILLINGS = ("repeatpad", "repeat", "pad")
+TRUNCATIONS = ("auto", "centre", "fixed-thirds", "chunks", "random")  # of clips longer than the model's window
+POOLINGS = ("auto", "pooler", "mean", "eos", "cls", "mean-all")
+LOSSES = ("softmax", "mlp", "sigmoid", "triplet-max", "triplet-weighted", "nt-xent")
 
 
 def setting(default: Any, help: str) -> Any:
@@ -27,12 +32,17 @@ class ModelConfig:
     """The two towers and the space they share. Defaults: HTSAT-tiny and RoBERTa-base, as LAION-CLAP."""
 
     sample_rate: int = setting(48000, "rate of the audio, Hz")
-    clip_seconds: float = setting(10.0, "length of audio the model sees, s; shorter clips are repeated")
-    n_fft: int = setting(1024, "window of the spectrum, samples")
+    clip_seconds: float = setting(10.0, "length of audio the model sees, s; shorter clips are filled")
+    filling: str = setting("repeatpad", "how shorter clips are filled: repeatpad, repeat or pad")
+    fusion: str = setting("none", "how longer clips are seen whole: none, daf, aff, iaff with _1d or _2d, channel_map")
+    int16_quantize: bool = setting(False, "round audio towards zero to 16 bits, as LAION's checkpoints expect")
+    n_fft: int = setting(1024, "Fourier transform, samples")
+    win: int = setting(0, "window of the spectrum, samples (0: as long as the Fourier transform)")
     hop: int = setting(480, "step between spectra, samples")
     n_mels: int = setting(64, "mel bands")
     fmin: float = setting(50.0, "lowest mel band, Hz")
     fmax: float = setting(14000.0, "highest mel band, Hz")
+    mel_scale: str = setting("slaney", "mel bands: slaney (LAION's plain models) or htk (its fused ones)")
     audio: str = setting("htsat", "audio tower: htsat or pann")
     htsat_spec: int = setting(256, "HTSAT: side of the square its mel is folded into")
     htsat_width: int = setting(96, "HTSAT: channels of the first stage; each stage doubles them")
@@ -48,13 +58,18 @@ class ModelConfig:
     time_mask: int = setting(64, "SpecAugment in training: widest of two masks, frames")
     freq_mask: int = setting(8, "SpecAugment in training: widest of two masks, mel bands")
     text: str = setting("FacebookAI/roberta-base", "text tower: a Hub id, a folder, or scratch (not pretrained)")
-    text_pooling: str = setting("pooler", "tokens to one vector: pooler (BERT, RoBERTa) or mean over real tokens")
+    text_pooling: str = setting("auto", "tokens to one vector: auto, pooler, mean (real tokens), eos, cls, mean-all")
     text_context: int = setting(77, "longest caption, tokens")
-    text_vocab: int = setting(8192, "scratch tower: most words of a tokenizer trained on the captions")
+    text_arch: str = setting("roberta", "scratch tower: roberta or t5 (its encoder)")
+    text_tokens: str = setting("words", "scratch tower: its tokenizer knows words or, as SentencePiece, unigram pieces")
+    text_vocab: int = setting(8192, "scratch tower: most words or pieces, learned from the captions")
     text_width: int = setting(256, "scratch tower: width")
     text_layers: int = setting(4, "scratch tower: layers")
     text_heads: int = setting(4, "scratch tower: attention heads")
     dim: int = setting(512, "width of the space that audio and text share")
+    activation: str = setting("relu", "between the two layers of a projection: relu or gelu")
+    transforms: bool = setting(False, "build the second MLPs of the mlp loss, which turns this on")
+    logit_bias: bool = setting(False, "build the bias of the sigmoid loss, which turns this on")
 
     @property
     def n_samples(self) -> int:
@@ -71,10 +86,17 @@ class TrainConfig:
     folds: tuple[int, ...] = setting((), "only clips of these cross-validation folds (empty: all)")
     validation_split: str = setting("validation", "split that chooses the best checkpoint, if the data have it")
     validation_folds: tuple[int, ...] = setting((), "only clips of these folds for validation (empty: all)")
-    texts: str = setting("captions", "sentences to learn from: captions, generated, or all")
+    texts: str = setting("captions", "sentences to learn from: captions, generated (where there are some), both")
     word_dropout: float = setting(0.0, "chance of each word of a caption to be left out in training")
     roll: bool = setting(False, "rotate every training clip by a random amount of time")
+    init_audio: str = setting("", "start the audio tower from a file of HTS-AT, PANNs or LAION-CLAP (empty: random)")
+    freeze_text: bool = setting(False, "leave the text tower as it is; its outputs are cached without word dropout")
+    loss: str = setting("softmax", "softmax, mlp, sigmoid, triplet-max, triplet-weighted or nt-xent")
     targets: str = setting("multi-positive", "multi-positive (equal captions attract) or plain (only the own pair)")
+    scales: str = setting("two", "softmax: two (one for each direction), or one for both as LAION-CLAP trains")
+    kappa: float = setting(0.0, "softmax, mlp: weight pairs by their likeness to the batch, with this kappa (0: off)")
+    margin: float = setting(0.2, "triplet losses: how much nearer a partner must be than a stranger")
+    gather: str = setting("local", "rows that many processes compare: local or global; no effect in one, as train runs")
     epochs: int = setting(45, "passes over the data")
     batch_size: int = setting(96, "pairs in a step: each is a negative of the others")
     lr: float = setting(1e-4, "peak learning rate")
@@ -98,13 +120,42 @@ class TrainConfig:
 FREE = frozenset({"keep", "workers"})  # may change when a run continues: they do not move its weights
 
 
-def check(config: TrainConfig) -> None:
-    """Raise ConfigError for a setting outside its values, with the values it may take."""
+def check_model(model: ModelConfig) -> None:
+    """Raise ConfigError for a setting of a model outside its values, with the values it may take."""
     choices = {
-        "audio": (config.model.audio, ("htsat", "pann")),
-        "text_pooling": (config.model.text_pooling, ("pooler", "mean")),
-        "texts": (config.texts, ("captions", "generated", "all")),
+        "audio": ("htsat", "pann"),
+        "filling": FILLINGS,
+        "fusion": FUSIONS,
+        "mel_scale": ("slaney", "htk"),
+        "text_pooling": POOLINGS,
+        "text_arch": ("roberta", "t5"),
+        "text_tokens": ("words", "unigram"),
+        "activation": ("relu", "gelu"),
+    }
+    for name, allowed in choices.items():
+        if getattr(model, name) not in allowed:
+            raise ConfigError(f"{name} is {getattr(model, name)!r}: use {' or '.join(allowed)}")
+    sizes = ("sample_rate", "n_fft", "hop", "n_mels", "dim", "text_vocab", "text_width", "text_layers", "text_heads")
+    least = dict.fromkeys(sizes, 1) | {"text_context": 3}  # a word between the two marks of every caption
+    for name, number in least.items():
+        if getattr(model, name) < number:
+            raise ConfigError(f"{name} is {getattr(model, name)}: it must be {number} or more")
+    if not model.clip_seconds > 0:
+        raise ConfigError(f"clip_seconds is {model.clip_seconds}: it must be more than 0")
+    if model.text == "scratch" and model.text_width % model.text_heads:
+        width, heads = model.text_width, model.text_heads
+        raise ConfigError(f"text_width {width} is no multiple of text_heads {heads}: change one of them")
+
+
+def check(config: TrainConfig) -> None:
+    """Raise ConfigError for a setting outside its values, with the values it may take, or what can't be trained."""
+    check_model(config.model)
+    choices = {
+        "texts": (config.texts, ("captions", "generated", "both")),
+        "loss": (config.loss, LOSSES),
         "targets": (config.targets, ("multi-positive", "plain")),
+        "scales": (config.scales, ("two", "one")),
+        "gather": (config.gather, ("local", "global")),
         "precision": (config.precision, ("auto", "bf16", "fp32")),
     }
     for name, (value, allowed) in choices.items():
@@ -113,15 +164,21 @@ def check(config: TrainConfig) -> None:
     for name in ("epochs", "batch_size", "pool", "log_every", "keep", "workers"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}: it must be 1 or more")
-    least = {"lr": config.lr, "clip_seconds": config.model.clip_seconds, "clip_norm": config.clip_norm}
-    for name, number in least.items():
-        if not number > 0:
-            raise ConfigError(f"{name} is {number}: it must be more than 0")
-    if config.seed < 0:
-        raise ConfigError(f"seed is {config.seed}: it must be 0 or more")
-    if config.model.text == "scratch" and config.model.text_width % config.model.text_heads:
-        width, heads = config.model.text_width, config.model.text_heads
-        raise ConfigError(f"text_width {width} is no multiple of text_heads {heads}: change one of them")
+    for name in ("lr", "clip_norm", "margin"):
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} is {getattr(config, name)}: it must be more than 0")
+    for name in ("seed", "kappa"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name} is {getattr(config, name)}: it must be 0 or more")
+    if config.kappa and config.loss not in ("softmax", "mlp"):
+        raise ConfigError(f"kappa weights the softmax and mlp losses, not {config.loss}: leave it 0 or change --loss")
+    if config.freeze_text and config.model.text == "scratch":
+        raise ConfigError("freeze_text would leave a text tower from scratch random: drop it, or give a trained --text")
+    if config.model.fusion != "none":
+        raise ConfigError(
+            f"fusion is {config.model.fusion!r}: training gives the model windows, never whole clips, so that its "
+            "fusion would stay random. Use none; fused models can be imported and used"
+        )
     apart = config.folds and config.validation_folds and not set(config.folds) & set(config.validation_folds)
     asked = config.validation_folds or config.validation_split != TrainConfig.validation_split
     shared = config.validation_split in (config.split, "all") or (config.split == "all" and asked)
@@ -130,6 +187,16 @@ def check(config: TrainConfig) -> None:
             f"split {config.split!r} would be trained on and validated on: give --folds and "
             "--validation-folds that have none in common, or another --validation-split"
         )
+
+
+def for_loss(config: TrainConfig) -> ModelConfig:
+    """The model that `config.loss` can train: with the heads that it needs."""
+    model = config.model
+    return replace(
+        model,
+        transforms=model.transforms or config.loss == "mlp",
+        logit_bias=model.logit_bias or config.loss == "sigmoid",
+    )
 
 
 def to_dict(config: ModelConfig | TrainConfig) -> dict[str, Any]:
@@ -150,10 +217,37 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
     return kind(**typed)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The settings in a JSON file; ConfigError if it is missing, damaged or no table of settings."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): copy or write it again") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds a {type(found).__name__}, not settings by name: copy or write it again")
+    return found
+
+
 def read(kind: type, path: Path) -> Any:
     """The config saved at `path`."""
-    return from_dict(kind, json.loads(path.read_text(encoding="utf-8")))
+    return from_dict(kind, read_json(path))
 
+
+_BASE = {"htsat_depths": (2, 2, 12, 2), "htsat_heads": (4, 8, 16, 32)}
+
+# LAION-CLAP's audio models by their names there, as settings that differ from ModelConfig's defaults.
+AUDIO_MODELS: dict[str, dict[str, Any]] = {
+    "HTSAT-tiny": {"audio": "htsat"},
+    "HTSAT-tiny-win-1536": {"audio": "htsat", "n_fft": 1536},
+    "HTSAT-base": {"audio": "htsat", "htsat_width": 128, **_BASE},
+    "HTSAT-large": {"audio": "htsat", "htsat_width": 256, **_BASE},
+    "PANN-14": {"audio": "pann"},
+    "PANN-14-fmax-18k": {"audio": "pann", "fmax": 18000.0},
+    "PANN-14-win-1536": {"audio": "pann", "n_fft": 1536},
+    "PANN-14-fmax-8k-20s": {"audio": "pann", "fmax": 8000.0, "hop": 360, "clip_seconds": 20.0},
+    "PANN-10": {"audio": "pann", "pann_widths": (64, 128, 256, 512, 1024)},
+    "PANN-6": {"audio": "pann", "pann_widths": (64, 128, 256, 512), "pann_kernel": 5, "pann_convs": 1},
+}
 
 # For a few hundred clips on a CPU: coarser mels, little dropout and narrow masks, or a small tower underfits.
 _SMALL = ModelConfig(

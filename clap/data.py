@@ -3,7 +3,6 @@
 import io
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clap.config import ClapError
+from clap.fill import fill
 from clap.text import HUB_ID
 
 if TYPE_CHECKING:
@@ -40,9 +40,12 @@ class Dataset:
         return len(self.group)
 
     def captions(self, row: int, texts: str = "captions") -> list[str]:
-        """Sentences of a row: `captions`, `generated` (captions where there are none) or `all`."""
+        """Sentences of a row: `captions`, `generated` (captions where there are none) or `both`.
+
+        As LAION-CLAP's none, augment_only and all.
+        """
         own, made = self.rows["captions"][row].as_py(), self.rows["generated"][row].as_py() or []
-        return own + made if texts == "all" else made or own if texts == "generated" else own
+        return own + made if texts == "both" else made or own if texts == "generated" else own
 
     def all_captions(self, texts: str = "captions") -> Iterator[str]:
         """Every sentence, row after row."""
@@ -202,11 +205,16 @@ def read_group(shard: Path, group: int) -> list["pa.Buffer | None"]:
 
 
 def decode(
-    flac: Any, sample_rate: int, n_samples: int, where: str, rng: np.random.Generator | None = None
+    flac: Any,
+    sample_rate: int,
+    n_samples: int,
+    where: str,
+    rng: np.random.Generator | None = None,
+    filling: str = "repeatpad",
 ) -> np.ndarray:
     """A window of (n_samples,) int16 of a mono clip: at random with `rng`, else from its centre.
 
-    Only the window is decoded. A shorter clip is repeated as often as it fits, then padded with zeros.
+    Only the window is decoded. A shorter clip is filled (fill.py).
     """
     import soundfile
 
@@ -224,22 +232,4 @@ def decode(
                 raise DataError(f"{where}: audio ends early or is empty: build the dataset again")
     except soundfile.LibsndfileError as error:
         raise DataError(f"{where}: audio does not decode ({error}): build the dataset again") from error
-    return fill(waveform, n_samples)
-
-
-def fill(waveform: np.ndarray, n_samples: int) -> np.ndarray:
-    """Repeat a short clip as often as it fits, then pad with zeros (LAION-CLAP's "repeatpad")."""
-    repeated = np.tile(waveform, max(1, n_samples // len(waveform)))
-    return np.pad(repeated, (0, max(0, n_samples - len(repeated))))
-
-
-def centred(data: Dataset, n_samples: int, workers: int = 4) -> Iterator[np.ndarray]:
-    """The centre window of every clip, in order: int16 arrays (rows of a row group, n_samples)."""
-    with ThreadPoolExecutor(workers) as threads:
-        for rows in data.members():
-            flacs = read_group(*data.groups[data.group[rows[0]]])
-            tasks = [
-                threads.submit(decode, flacs[data.offset[row]], data.sample_rate, n_samples, data.where(row))
-                for row in rows.tolist()
-            ]
-            yield np.stack([task.result() for task in tasks])
+    return fill(waveform, n_samples, filling)

@@ -7,7 +7,7 @@ import numpy as np
 
 from clap import metrics
 from clap.config import PROMPT
-from clap.data import DataError, Dataset, centred, open_split
+from clap.data import DataError, Dataset, open_split
 from clap.model import CLAP
 from clap.text import tokenize
 
@@ -80,5 +80,5 @@ def embed_labels(model: CLAP, labels: Sequence[str], prompt: str) -> np.ndarray:
 
 
 def embed(model: CLAP, data: Dataset) -> np.ndarray:
-    """(clips, dim) embeddings of the centre window of every clip, in order."""
-    return model.embed_windows(centred(data, model.config.n_samples))
+    """(clips, dim) embeddings of every clip, in order: of its centre or, by a fused model, of the whole of it."""
+    return model.embed_audio(data)

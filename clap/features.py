@@ -1,11 +1,19 @@
-"""Front end: waveform > log-mel, computed inside the model, and the masks that training lays over it."""
+"""Front end: waveforms of any length > log-mels, on any device, and the masks that training lays over them."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clap.config import ClapError
+from clap.config import ClapError, ConfigError, ModelConfig
+from clap.fill import fill, thirds, windows
 
 LOUDEST = 32767  # the largest int16
+ROWS = 64  # chunks of long clips seen at once: a file of ten minutes has 60
+FRAMES = 8192  # of a spectrum made at once: 80 s of LAION's front end
 
 
 class SizeError(ClapError):
@@ -20,11 +28,20 @@ def quantise(waveform: Tensor) -> Tensor:
     return (waveform.clamp(-1, 1) * LOUDEST).trunc() / LOUDEST
 
 
+class Mels(NamedTuple):
+    """What a tower hears: a mel of every clip, and three crops more of those that are longer than its window."""
+
+    whole: Tensor  # (batch, 1, frames, mels) dB; of longer clips, the whole clip shrunk to as many frames
+    parts: Tensor  # (longer clips, 3, frames, mels) crops from their front, middle and back
+    longer: Tensor  # (batch,) bool, which clips the parts are of
+
+
 class LogMel(nn.Module):
     """Waveform (batch, samples) > log-mel (batch, 1, frames, mels) in dB, frames = samples // hop + 1.
 
-    Takes float32 in [-1, 1], or int16, which is scaled by 1/32768. Silence is -100 dB (the power's floor is
-    1e-10; no upper reference and no top_db). The sums run in float32 under autocast too.
+    Takes float32 in [-1, 1], or int16, which is scaled by 1/32768; `int16_quantize` passes both through `quantise`.
+    Silence is -100 dB (the power's floor is 1e-10; no upper reference and no top_db). The sums run in float32
+    under autocast too. A window of `win` samples (0: n_fft) is centred in the transform's n_fft.
 
     `scale` "slaney" (with slaney's area norm) is the front end of LAION-CLAP's plain models; "htk" (no norm)
     is that of its fusion models. They differ by about 22 dB, so a model must keep the one it was trained on.
@@ -43,10 +60,16 @@ class LogMel(nn.Module):
         fmin: float = 50.0,
         fmax: float = 14000.0,
         scale: str = "slaney",
+        win: int = 0,
+        int16_quantize: bool = False,
     ) -> None:
         super().__init__()
         if scale not in ("slaney", "htk"):
             raise ValueError(f"LogMel: unknown mel scale {scale!r}: use 'slaney' or 'htk'")
+        if not 0 <= fmin < fmax <= sample_rate / 2:
+            raise SizeError(f"LogMel: mel bands from {fmin} to {fmax} Hz: {sample_rate} Hz audio ends at half its rate")
+        if not 0 <= win <= n_fft:
+            raise SizeError(f"LogMel: a window of {win} samples: n_fft {n_fft} must hold it")
         from librosa.filters import mel
 
         htk = scale == "htk"
@@ -59,8 +82,8 @@ class LogMel(nn.Module):
             htk=htk,
             norm=None if htk else "slaney",
         )
-        self.n_fft, self.hop = n_fft, hop
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.n_fft, self.hop, self.int16_quantize = n_fft, hop, int16_quantize
+        self.register_buffer("window", torch.hann_window(win or n_fft), persistent=False)
         self.register_buffer("filterbank", torch.from_numpy(filters), persistent=False)  # (mels, n_fft // 2 + 1)
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -72,25 +95,111 @@ class LogMel(nn.Module):
             )
         if waveform.dtype == torch.int16:
             waveform = waveform.float() / 32768
+        if self.int16_quantize:
+            waveform = quantise(waveform.float())
         with torch.autocast(waveform.device.type, enabled=False):
-            spectrum = torch.stft(
-                waveform.float(),
-                self.n_fft,
-                self.hop,
-                window=self.window,
-                pad_mode="reflect",
-                return_complex=True,
-            )
-            power = torch.view_as_real(spectrum).square().sum(-1)  # (batch, n_fft // 2 + 1, frames)
-            mel = self.filterbank @ power
-            return 10 * mel.clamp(min=1e-10).log10().transpose(1, 2).unsqueeze(1)
+            edge = self.n_fft // 2
+            mirrored = F.pad(waveform.float()[:, None], (edge, edge), mode="reflect")[:, 0]
+            frames = (mirrored.shape[1] - self.n_fft) // self.hop + 1
+            ends = [(start, min(start + FRAMES, frames) - 1) for start in range(0, frames, FRAMES)]
+            blocks = [self._mel(mirrored[:, a * self.hop : b * self.hop + self.n_fft]) for a, b in ends]
+            return torch.cat(blocks, dim=2).transpose(1, 2).unsqueeze(1)
+
+    def _mel(self, waveform: Tensor) -> Tensor:
+        """(batch, samples), mirrored at its ends > (batch, mels, frames) in dB."""
+        spectrum = torch.stft(
+            waveform,
+            self.n_fft,
+            self.hop,
+            win_length=len(self.window),
+            window=self.window,
+            center=False,
+            return_complex=True,
+        )
+        power = torch.view_as_real(spectrum).square().sum(-1)  # (batch, n_fft // 2 + 1, frames)
+        return 10 * (self.filterbank @ power).clamp(min=1e-10).log10()
+
+
+def front_end(config: ModelConfig) -> LogMel:
+    """The front end of a model."""
+    return LogMel(
+        config.sample_rate,
+        config.n_fft,
+        config.hop,
+        config.n_mels,
+        config.fmin,
+        config.fmax,
+        config.mel_scale,
+        config.win,
+        config.int16_quantize,
+    )
+
+
+def mels_for(
+    waveforms: Sequence[np.ndarray],
+    config: ModelConfig,
+    mode: str = "auto",
+    rng: np.random.Generator | None = None,
+    log_mel: LogMel | None = None,
+) -> Mels:
+    """Mels, on the front end's device, of mono clips (samples,) of any length, float32 in [-1, 1] or int16.
+
+    Modes for clips longer than config.n_samples (fill.py): "centre", "chunks" (several rows a clip, in order),
+    "random", or for fused models "fixed-thirds"; "auto" is fixed-thirds for these and else centre. "random"
+    draws a fused model's crops from their thirds, as the paper's evaluation did.
+    """
+    log_mel = log_mel or front_end(config)
+    fused = config.fusion != "none"
+    if mode == "fixed-thirds" and not fused:
+        raise ConfigError("truncation is 'fixed-thirds', but the model is not fused: use centre, chunks or random")
+    if fused and mode in ("auto", "fixed-thirds", "random"):
+        draw = (rng or np.random.default_rng()) if mode == "random" else None
+        return collate([fused_mels(waveform, config, log_mel, draw) for waveform in waveforms])
+    mode = "centre" if mode == "auto" else mode
+    rows = [windows(waveform, config.n_samples, mode, config.filling, rng) for waveform in waveforms]
+    return alone(torch.cat([log_mel(some) for row in rows for some in as_tensor(row, log_mel).split(ROWS)]))
+
+
+def fused_mels(
+    waveform: np.ndarray, config: ModelConfig, log_mel: LogMel, rng: np.random.Generator | None = None
+) -> Mels:
+    """Mels of one clip for a fused model: if it is longer, shrunk whole, with a crop of each third (fill.thirds)."""
+    mel = log_mel(as_tensor(fill(waveform, config.n_samples, config.filling)[None], log_mel))
+    chunk = config.n_samples // config.hop + 1
+    if mel.shape[2] <= chunk:  # longer by less than a hop: as many frames, so nothing to crop
+        return alone(mel)
+    crops = [mel[:, :, start : start + chunk] for start in thirds(mel.shape[2], chunk, rng)]
+    return Mels(shrink(mel, chunk), torch.cat(crops, dim=1), mel.new_ones(1, dtype=torch.bool))
+
+
+def shrink(mel: Tensor, frames: int) -> Tensor:
+    """(batch, 1, more frames, mels) > (batch, 1, frames, mels), bilinear.
+
+    Without antialiasing: the published fused checkpoints were trained so, and it moves the mel by 1.5 dB.
+    """
+    return F.interpolate(mel, (frames, mel.shape[3]), mode="bilinear", align_corners=False, antialias=False)
+
+
+def alone(mel: Tensor) -> Mels:
+    """Mels of clips none of which is longer, from (batch, 1, frames, mels)."""
+    return Mels(mel, mel.new_empty(0, 3, *mel.shape[2:]), mel.new_zeros(len(mel), dtype=torch.bool))
+
+
+def collate(mels: Sequence[Mels]) -> Mels:
+    """One batch of several."""
+    return Mels(*map(torch.cat, zip(*mels, strict=True)))
+
+
+def as_tensor(waveform: np.ndarray, log_mel: LogMel) -> Tensor:
+    """A waveform on the device of the front end."""
+    return torch.from_numpy(waveform).to(log_mel.window.device)
 
 
 class SpecAugment(nn.Module):
     """Zero random stripes of time and of frequency in training (Park et al. 2019, arXiv:1904.08779).
 
-    Takes and returns (batch, 1, frames, mels). Every clip draws its own stripes, each 0 to width - 1 bins
-    wide (as in torchlibrosa, LAION-CLAP's front end), from torch's default generator on the mel's device.
+    Every clip draws its own stripes, each 0 to width - 1 bins wide (as in torchlibrosa, LAION-CLAP's front end),
+    from torch's default generator on the mel's device. The parts of a longer clip get the stripes of its whole.
     """
 
     def __init__(self, time_masks: int = 2, time_width: int = 64, freq_masks: int = 2, freq_width: int = 8) -> None:
@@ -98,13 +207,19 @@ class SpecAugment(nn.Module):
         self.time_masks, self.time_width = time_masks, time_width
         self.freq_masks, self.freq_width = freq_masks, freq_width
 
-    def forward(self, mel: Tensor) -> Tensor:
+    def forward(self, mels: Mels) -> Mels:
         if not self.training:
-            return mel
+            return mels
+        mask = self.mask(mels.whole)
+        parts = mels.parts.masked_fill(mask[mels.longer], 0.0) if len(mels.parts) else mels.parts
+        return mels._replace(whole=mels.whole.masked_fill(mask, 0.0), parts=parts)
+
+    def mask(self, mel: Tensor) -> Tensor:
+        """True inside the stripes of each clip, (batch, 1, frames, mels)."""
         batch, _, frames, mels = mel.shape
         time = stripes(batch, frames, self.time_masks, self.time_width, mel.device)
         freq = stripes(batch, mels, self.freq_masks, self.freq_width, mel.device)
-        return mel.masked_fill(time[:, None, :, None] | freq[:, None, None, :], 0.0)
+        return time[:, None, :, None] | freq[:, None, None, :]
 
 
 def stripes(batch: int, size: int, masks: int, width: int, device: torch.device) -> Tensor:

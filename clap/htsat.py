@@ -10,15 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clap.features import SizeError, SpecAugment
+from clap.features import Mels, SizeError, SpecAugment, alone
+from clap.fusion import frames_conv, fuse, fuse_frames, fusion_model, normalise, stack
 
 
 class HTSAT(nn.Module):
-    """Log-mel (batch, 1, frames, n_mels) in dB > embedding (batch, dim), dim = width * 2 ** (stages - 1).
+    """Log-mel (batch, 1, frames, n_mels) in dB, or Mels > embedding (batch, dim), dim = width * 2 ** (stages - 1).
 
     The defaults are LAION-CLAP's HTSAT-tiny; base is width=128, large width=256, both depths=(2, 2, 12, 2).
     Any number of frames is stretched to spec_size ** 2 / n_mels of them (1,024 by default, 10.24 s); a clip
     much longer than that is better cut first, for the stretch does not smooth before it drops frames.
+    With `fusion` (see fusion.py) it also hears the parts of longer clips: a 1d one joins mels, a 2d one the
+    patches of their images, channel_map makes them channels of one image.
     Raise SizeError where the numbers do not fit together.
     """
 
@@ -33,15 +36,17 @@ class HTSAT(nn.Module):
         window: int = 8,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.1,
+        fusion: str = "none",
     ) -> None:
         super().__init__()
         check_sizes(n_mels, spec_size, patch, width, depths, heads, window)
-        self.n_mels, self.spec_size = n_mels, spec_size
+        self.n_mels, self.spec_size, self.fusion = n_mels, spec_size, fusion
         self.dim = width * 2 ** (len(depths) - 1)
         self.bn0 = nn.BatchNorm2d(n_mels)
         self.augment = SpecAugment()
-        self.patch_embed = PatchEmbed(patch, width)
-        rates = iter(torch.linspace(0, drop_path, sum(depths)).tolist())  # deeper blocks drop more
+        self.patch_embed = PatchEmbed(patch, width, fusion)
+        last = max(1, sum(depths) - 1)
+        rates = iter(drop_path * i / last for i in range(sum(depths)))  # deeper blocks drop more
         self.layers = nn.ModuleList()
         for i, (depth, n_heads) in enumerate(zip(depths, heads, strict=True)):
             grid, dim = spec_size // patch >> i, width << i
@@ -49,10 +54,16 @@ class HTSAT(nn.Module):
             self.layers.append(Stage(blocks, PatchMerging(dim) if i < len(depths) - 1 else None))
         self.norm = nn.LayerNorm(self.dim)
         self.apply(init_weights)
+        if fusion.endswith("_1d"):
+            self.mel_conv1d, self.fusion_model = frames_conv(n_mels), fusion_model(fusion, n_mels)
 
-    def forward(self, mel: Tensor) -> Tensor:
-        mel = self.bn0(mel.transpose(1, 3)).transpose(1, 3)
-        x = self.patch_embed(self.fold(self.augment(mel)))
+    def forward(self, mel: Tensor | Mels) -> Tensor:
+        mels = normalise(self.bn0, mel if isinstance(mel, Mels) else alone(mel))
+        if self.fusion.endswith("_1d"):
+            mels = fuse_frames(mels, self.mel_conv1d, self.fusion_model)
+        mels = self.augment(mels)
+        parts = self.fold(mels.parts) if len(mels.parts) else mels.parts
+        x = self.patch_embed(mels._replace(whole=self.fold(mels.whole), parts=parts))
         for layer in self.layers:
             x = layer(x)
         return self.norm(x).mean(dim=(1, 2))
@@ -68,15 +79,25 @@ class HTSAT(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Image (batch, 1, height, width) > tokens (batch, height / patch, width / patch, dim)."""
+    """Images (batch, 1, height, width) and 3 parts of some > tokens (batch, height / patch, width / patch, dim)."""
 
-    def __init__(self, patch: int, dim: int) -> None:
+    def __init__(self, patch: int, dim: int, fusion: str) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(1, dim, patch, stride=patch)
+        self.fusion = fusion
+        self.proj = nn.Conv2d(4 if fusion == "channel_map" else 1, dim, patch, stride=patch)
         self.norm = nn.LayerNorm(dim)
+        if fusion.endswith("_2d"):
+            self.mel_conv2d = nn.Conv2d(1, dim, (patch, 3 * patch), stride=(patch, 3 * patch))
+            self.fusion_model = fusion_model(fusion, dim)
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.norm(self.proj(image).permute(0, 2, 3, 1))
+    def forward(self, images: Mels) -> Tensor:
+        x = self.proj(stack(images) if self.fusion == "channel_map" else images.whole)
+        if self.fusion.endswith("_2d") and len(images.parts):
+            local = self.mel_conv2d(images.parts.flatten(0, 1).unsqueeze(1))  # patches three times as long
+            local = local.unflatten(0, (-1, 3)).permute(0, 2, 3, 1, 4).flatten(3)  # side by side in time
+            local = F.pad(local, (0, x.shape[3] - local.shape[3]))
+            x = fuse(x, local, images.longer, self.fusion_model)
+        return self.norm(x.permute(0, 2, 3, 1))
 
 
 class Stage(nn.Module):
@@ -145,9 +166,11 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         grid = x.shape[1]
-        windows = partition(x.roll((-self.shift, -self.shift), (1, 2)), self.window)
-        out = self.proj(self.attend(self.qkv(windows)))
-        return merge(out, self.window, grid).roll((self.shift, self.shift), (1, 2))
+        if self.shift:  # rolling by nothing would still copy
+            x = x.roll((-self.shift, -self.shift), (1, 2))
+        out = self.proj(self.attend(self.qkv(partition(x, self.window))))
+        out = merge(out, self.window, grid)
+        return out.roll((self.shift, self.shift), (1, 2)) if self.shift else out
 
     def attend(self, qkv: Tensor) -> Tensor:
         """Attend within each window: (batch * windows, tokens, 3 * dim) > (batch * windows, tokens, dim).

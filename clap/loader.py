@@ -122,7 +122,7 @@ class Loader:
         caption = captions[rng.integers(len(captions))]
         said = drop_words(caption, self.config.word_dropout, rng)
         model = self.config.model
-        waveform = decode(flac, model.sample_rate, model.n_samples, self.data.where(row), rng)
+        waveform = decode(flac, model.sample_rate, model.n_samples, self.data.where(row), rng, model.filling)
         if self.config.roll:
             waveform = np.roll(waveform, rng.integers(len(waveform)))
         return Pair(self.data.rows["id"][row].as_py(), waveform, caption, said)

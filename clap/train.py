@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from clap import checkpoint
-from clap.config import FREE, ClapError, ConfigError, TrainConfig, check, to_dict
+from clap.config import FREE, ClapError, ConfigError, TrainConfig, check, for_loss, to_dict
+from clap.convert import init_audio
 from clap.data import Dataset, open_split, splits
 from clap.evaluate import score_retrieval
+from clap.heads import freeze
 from clap.loader import Batch, Loader
 from clap.log import Log
-from clap.loss import contrastive, positives
+from clap.loss import compute
 from clap.metrics import mean_recall
 from clap.model import CLAP
 
@@ -101,11 +103,7 @@ def update(state: State, batch: Batch, lr: float, config: TrainConfig) -> tuple[
         group["lr"] = lr
     with torch.autocast(device.type, torch.bfloat16, enabled=half):
         out = model(batch.waveform, batch.input_ids, batch.attention_mask)
-    own = torch.eye(len(batch.ids), dtype=torch.bool, device=device)
-    pairs = positives(batch.caption_ids, batch.clip_ids) if config.targets == "multi-positive" else own
-    loss = contrastive(
-        out.audio, out.text, out.scale_a, out.scale_t, pairs
-    )  # data-parallel training will gather the embeddings and identities here
+    loss = compute(config, out, batch.caption_ids, batch.clip_ids)
     state.optimizer.zero_grad()
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
@@ -123,7 +121,7 @@ def learning_rate(step: int, total: int, warmup: int, peak: float) -> float:
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay; biases, norms and scales do not."""
-    named = list(model.named_parameters())
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     free = [p for name, p in named if p.ndim < 2 or "bias" in name]  # bias: HTSAT's position tables too
     decay = [p for name, p in named if not (p.ndim < 2 or "bias" in name)]
     return [{"params": decay, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
@@ -169,7 +167,10 @@ def finite(loss: float, norm: float, step: int) -> float:
 def create(config: TrainConfig, clips: Dataset, device: torch.device) -> State:
     """A run at its first step."""
     torch.manual_seed(config.seed)
-    model = CLAP.create(config.model, clips.all_captions(config.texts)).to(device)
+    model = CLAP.create(for_loss(config), clips.all_captions(config.texts))
+    if config.init_audio:
+        init_audio(model.audio, config.init_audio)
+    freeze(model.to(device), config)
     return State(model, optimizer(model, config))
 
 
@@ -183,7 +184,7 @@ def save(state: State, run: Path, keep: int, validated: bool) -> None:
     """Write a checkpoint, point last and best to theirs, delete old ones."""
 
     def fill(folder: Path) -> None:
-        state.model.save_pretrained(folder)
+        state.model.fill(folder)
         cuda = torch.cuda.get_rng_state(state.model.device) if state.model.device.type == "cuda" else None
         own = {key: getattr(state, key) for key in ("step", "best", "best_step", "recent")}
         random = {"cpu": torch.get_rng_state(), "cuda": cuda}
@@ -207,6 +208,7 @@ def restore(run: Path, config: TrainConfig, device: torch.device) -> State | Non
         return None
     saved = torch.load(folder / "trainer.pt", map_location="cpu", weights_only=True)
     model = CLAP.from_pretrained(folder, device)
+    freeze(model, config)
     state = State(model, optimizer(model, config), **saved["state"])
     state.optimizer.load_state_dict(saved["optimizer"])
     torch.set_rng_state(saved["random"]["cpu"])

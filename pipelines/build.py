@@ -28,7 +28,7 @@ from pipelines.filter import Filter
 from pipelines.manifest import begun, manifest, planned, prepare
 from pipelines.page import write_page
 from pipelines.progress import Progress
-from pipelines.recipe import KEPT, begin, check, cores, describe, stale, tidy, unpublish
+from pipelines.recipe import KEPT, begin, check, cores, describe, read_recipe, stale, tidy, unpublish
 from pipelines.report import write_report
 from pipelines.resample import Resample
 from pipelines.retry import Retry, try_again
@@ -69,14 +69,18 @@ def build_dataset(
     if keep not in KEPT:
         raise BuildError(f"--keep {keep}: want one of {', '.join(KEPT)}")
     source = replace(source, card=source.card | source.told(input, reading))
-    out, stages = out.absolute(), list(stages)  # Ray's workers start in another folder
+    out = out.absolute()  # Ray's workers start in another folder
     build, last, audio = out / "build", name_of(stages[-1]), any(stage.packs for stage in stages)
     with lock(build):
+        stages = pinned(stages, read_recipe(build))
         stages, lists = bind(stages, source.corpora(input, reading), build, source.card.get("exclude_evaluation", ()))
         recipe = describe(source, input, reading, stages, part_rows, limit)
         redo = stale(build, recipe)
         parts = None if "manifest" in redo else planned(build)
         clips = begun(source.clips(input, reading)) if parts is None else None  # before anything is cleared
+        if redo or parts is None or not finished(out, last, parts):
+            for stage in (each for each in stages if hasattr(each, "ready")):
+                stage.ready()
         begin(out, recipe, redo)
         lists.write()
         if clips is not None:
@@ -101,9 +105,15 @@ def build_dataset(
         licenses = write_attribution(out, build, last, parts)
         report = write_report(out)
         write_page(out, report, source.card["title"])
-        write_card(out, source, report, licenses, audio)
+        write_card(out, source.name, source.card, report, licenses, audio)
         tidy(build, keep)
     return report
+
+
+def pinned(stages: Sequence[Any], old: dict[str, Any] | None) -> list[Any]:
+    """The stages, those with a model as their revisions name it for good; `old` is the recipe that is continued."""
+    held = (old or {"stages": {}})["stages"]
+    return [stage.pinned(held.get(name_of(stage))) if hasattr(stage, "pinned") else stage for stage in stages]
 
 
 def through(
@@ -125,6 +135,7 @@ def through(
             Step(
                 partial(run_part, build, start, group, keep_raw=keep_raw, tally=tally),
                 network=getattr(group[-1], "network", False),
+                pooled=getattr(group[-1], "pooled", False),
                 died=partial(blame_part, build, group),
                 stalled=partial(stalled, build, group),
             )
@@ -147,9 +158,15 @@ def legs(stages: list[Any]) -> list[list[Any]]:
 
 
 def grouped(before: str, leg: list[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """(the stage before, the stages) of each step of a leg: a step ends with a stage that waits for the network."""
+    """(the stage before, the stages) of each step of a leg: a step ends with a stage that waits for the network.
+
+    One with a model begins a step of its own.
+    """
     group: list[Any] = []
     for stage in leg:
+        if group and getattr(stage, "pooled", False):
+            yield before, group
+            before, group = name_of(group[-1]), []
         group.append(stage)
         if getattr(stage, "network", False) or stage is leg[-1]:
             yield before, group

@@ -19,7 +19,6 @@ from pipelines.licenses import card_license, restrictions
 from pipelines.reasons import explain
 from pipelines.report import NOT_STATED, about, by_count, funnel, grid
 from pipelines.run import part_path
-from pipelines.sources import Source
 from pipelines.text import clean
 
 SIZES = (
@@ -47,6 +46,8 @@ from datasets import load_dataset
 dataset = load_dataset("path/to/this/folder")
 ```"""
 
+BY_SOUND = "\nBy sound: clips from about 3 s on, within the first 2 minutes of a recording."
+
 
 def write_attribution(out: Path, build: Path, stage: str, parts: int) -> dict[str, int]:
     """OUT/dataset/ATTRIBUTION.csv: a line for every published clip. Returns the clips by licence."""
@@ -72,42 +73,51 @@ def credits(part: Path) -> list[tuple[str, ...]]:
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-def write_card(out: Path, source: Source, report: dict[str, Any], licenses: dict[str, int], audio: bool = True) -> None:
-    """OUT/dataset/README.md, written last: a dataset with a card is complete. `audio`: whether it holds any."""
+def write_card(
+    out: Path, name: str, card: dict[str, Any], report: dict[str, Any], licenses: dict[str, int], audio: bool = True
+) -> None:
+    """OUT/dataset/README.md, written last: a dataset with a card is complete.
+
+    `name` and `card` are those of the source; `audio`: whether the dataset holds any.
+    """
     import yaml
 
-    front = yaml.safe_dump(front_matter(out / "dataset", source, report, licenses), sort_keys=False, allow_unicode=True)
+    front = yaml.safe_dump(front_matter(out / "dataset", card, report, licenses), sort_keys=False, allow_unicode=True)
     stages = [(f"`{stage}`", before, before - after, after) for stage, before, after in funnel(out / "build", report)]
     reasons = [(f"`{reason}`", n, explain(reason)) for reason, n in report["rejected_by_reason"].items()]
     terms = [(inert(name), n, ", ".join(sorted(restrictions(stated(name)))) or "none") for name, n in licenses.items()]
     compared = [[inert(cell) for cell in row] for row in grid(report["contamination"])]
     sections = [
-        f"# {inert(source.card['title'])}\n\n{source.card['text']}",
+        f"# {inert(card['title'])}\n\n{card['text']}",
         f"{report['kept']:,} clips, {report['hours']:,.2f} hours, built by Clapboard from {report['rows']:,} rows of "
-        f"source `{source.name}`. {AUDIO if audio else METADATA}",
-        f"## Sources\n{sources(report['sources'])}",
+        f"source `{name}`. {AUDIO if audio else METADATA}",
+        f"## Sources\n{sources(report['sources'], card.get('ingredients', ()))}",
         f"## Examples\n{captions(out / 'dataset')}",
         f"## Splits\n{table(('split', 'clips'), ((inert(name), n) for name, n in report['splits'].items()))}",
         f"## Rows in, rows out\n{report['rows']} rows = {report['kept']} kept + {report['rejected']} rejected.\n\n"
         f"{table(('stage', 'in', 'rejected', 'out'), stages)}\n{table(('reason', 'rows', 'meaning'), reasons)}",
+        generated(report),
         "## Licences\nAs published by the source; who made each clip stands in `ATTRIBUTION.csv`.\n\n"
         + table(("licence", "clips", "asks for"), terms),
         "## Contamination\n"
-        + (table(compared[0], compared[1:]) if compared else "Nothing was compared with evaluation sets."),
-        f"## To rebuild it\n{rebuild(out / 'build', source.name)}",
+        + (table(compared[0], compared[1:]) if compared else "Nothing was compared with evaluation sets.")
+        + (BY_SOUND if any(row["compared"].get("audio") for row in report["contamination"]) else ""),
+        f"## To rebuild it\n{rebuild(out / 'build', name)}",
     ]
-    text = "\n\n".join(section.strip() for section in sections)
+    text = "\n\n".join(section.strip() for section in sections if section)
     write_text(out / "dataset" / "README.md", f"---\n{front}---\n{text}\n")
 
 
-def front_matter(dataset: Path, source: Source, report: dict[str, Any], licenses: dict[str, int]) -> dict[str, Any]:
+def front_matter(
+    dataset: Path, card: dict[str, Any], report: dict[str, Any], licenses: dict[str, int]
+) -> dict[str, Any]:
     """What the Hub reads of a card."""
     kept = report["kept"]
     spoken = [
         code for code, n in report["languages"].items() if n >= SPOKEN * kept and re.fullmatch("[a-z]{2,3}", code)
     ]
     return {
-        "pretty_name": f"{source.card['title']} ({kept} clips)",
+        "pretty_name": f"{card['title']} ({kept} clips)",
         **({"language": spoken} if spoken else {}),
         **card_license({stated(name): n for name, n in licenses.items()}),
         "task_categories": ["audio-classification", "text-to-audio"],
@@ -171,11 +181,23 @@ def spelled(feature: Any) -> dict[str, Any]:
     return {"dtype": {kind.lower(): {key: value for key, value in feature.items() if key != "_type"}}}
 
 
-def sources(counted: dict[str, dict[str, Any]]) -> str:
-    """A table of the sources, and what is known of each: licence, page, counts as published, citation."""
+def sources(counted: dict[str, dict[str, Any]], ingredients: Iterable[dict[str, Any]] = ()) -> str:
+    """A table of the sources, and what is known of each: licence, page, counts as published, citation.
+
+    Of a mixture also its ingredients: the weight in training, and the clips and hours as published.
+    """
     rows = [(inert(name), sums["clips"], f"{sums['hours']:.2f}", sums["captions"]) for name, sums in counted.items()]
+    mixed = [
+        (inert(each["name"]), f"{each['weight']:g}", *(each["published"].get(what, "") for what in ("clips", "hours")))
+        for each in ingredients
+    ]
+    told = table(("ingredient", "weight", "clips as published", "hours as published"), mixed)
     known = [(name, card) for name in counted if (card := about(name))]
-    return table(("source", "clips", "hours", "captions"), rows) + "".join(credit(name, card) for name, card in known)
+    return (
+        table(("source", "clips", "hours", "captions"), rows)
+        + (f"\n{told}" if told else "")
+        + "".join(credit(name, card) for name, card in known)
+    )
 
 
 def credit(name: str, card: dict[str, Any]) -> str:
@@ -203,6 +225,14 @@ def captions(dataset: Path) -> str:
     return table(("id", "captions", "tags"), rows) or "No clip was kept."
 
 
+def generated(report: dict[str, Any]) -> str:
+    """A section on who wrote the sentences from keywords, for how many clips; "" without any."""
+    rows = [(inert(name), n) for name, n in report.get("generated", {}).items()]
+    words = report.get("debiased", 0)
+    told = f"\n{words:,} words that told the sex of persons were replaced or left out." if words else ""
+    return f"## Generated captions\n{table(('by', 'clips'), rows)}{told}" if rows else ""
+
+
 def rebuild(build: Path, name: str) -> str:
     """The command line of the build and the versions that it ran with, without names of this machine's folders."""
     recipe = json.loads((build / "recipe.json").read_text(encoding="utf-8"))
@@ -220,12 +250,15 @@ def flag(name: str, value: Any) -> str:
     option = "--" + name.replace("_", "-")
     if name == "exclude_evaluation":
         value = [item.split()[0] for item in value]  # without the digest of what it held
-    if value in (None, False, "", []):
+    if value is None or value is False or value == "" or value == []:  # but 0 is a setting
         return ""
     if value is True:
         return option
+    if name == "column":
+        return " ".join(f"{option} {shlex.quote(clean(pair))}" for pair in value)
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-    return f"{option} {'FILE' if name == 'exclude_ids' or '/' in text else shlex.quote(clean(text))}"
+    place = "/" in text and (name != "captioner" or text.startswith("/"))  # a pinned one is user/name, or absolute
+    return f"{option} {'FILE' if name == 'exclude_ids' or place else shlex.quote(clean(text))}"
 
 
 def stated(license: str) -> str:

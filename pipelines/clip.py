@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pipelines.disk import BuildError, atomic
 from pipelines.reasons import explain
-from pipelines.text import clean, public
+from pipelines.text import clean, public, published
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,6 +69,7 @@ class Clip:
     generated: tuple[str, ...] = ()
     generated_scores: tuple[dict[str, float], ...] = ()
     generated_by: str = ""
+    debiased: int = 0  # words that were replaced in them
     language: str = ""
 
     # its fate
@@ -109,7 +110,8 @@ def schema() -> "pa.Schema":
         "duration": pa.float64(), "sample_rate": pa.int32(), "channels": pa.int32(), "peak_dbfs": pa.float32(),
         "rms_dbfs": pa.float32(), "silence": pa.float32(), "clipping": pa.float32(),
         "bandwidth_hz": pa.float32(), "fingerprint": pa.binary(), "audio_offset": pa.int64(),
-        "audio_bytes": pa.int64(), "generated": texts, "generated_scores": scores, "attempts": pa.int32(),
+        "audio_bytes": pa.int64(), "generated": texts, "generated_scores": scores, "debiased": pa.int32(),
+        "attempts": pa.int32(),
     }  # fmt: skip
     return pa.schema([(field.name, other.get(field.name, pa.string())) for field in fields(Clip)])
 
@@ -144,5 +146,6 @@ def write_clips(path: Path, clips: Iterable[Clip]) -> None:
 
 
 def to_json(row: dict[str, Any]) -> str:
-    """Metadata as published, as one line of JSON with sorted keys."""
-    return json.dumps(row, ensure_ascii=False, sort_keys=True, default=str).encode("utf-8", "replace").decode()
+    """Metadata as published, as one line of JSON with sorted keys; an address in it loses what is secret."""
+    text = json.dumps(published(row), ensure_ascii=False, sort_keys=True, default=str)
+    return text.encode("utf-8", "replace").decode()

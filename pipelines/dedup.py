@@ -1,15 +1,16 @@
 """Reject clips that another clip repeats: the same bytes, the same samples, or nearly the same sound.
 
 Clips of evaluation corpora, where their audio is at hand, take part as clips that came first: what repeats one of them
-is an `evaluation-overlap`, whatever --dedup says of the others. They are cut from longer recordings, so that it is
-enough if most of the shorter of two clips overlaps.
+is an `evaluation-overlap`, whatever --dedup says of the others, unless a list holds it out itself. They are cut from
+longer recordings, so that it is enough if most of the shorter of two clips overlaps.
 
 A barrier: `gather` compares the clips of every part and writes its verdicts to one file; the stage then reads them.
 Of equals that one is kept which has something to say (captions, labels or tags), then the one with the smallest id.
 
-Nearly the same sound is told by fingerprints, of clips from about 3 s on: a clip is rejected if at some alignment it
-overlaps more than half of the kept clip and few of the bits differ. It must resemble the kept clip itself, never just
-a neighbour's neighbour. The clips that are compared at all are those which `fingerprint.meetings` finds.
+Nearly the same sound is told by fingerprints, which cover the first two minutes of a clip and say nothing of one
+under about 3 s (what lies later, or is shorter, is told by bytes and samples alone): a clip is rejected if at some
+alignment it overlaps more than half of the kept clip and few of the bits differ. It must resemble the kept clip itself,
+never just a neighbour's neighbour. The clips that are compared at all are those that `fingerprint.meetings` finds.
 """
 
 import os
@@ -22,7 +23,7 @@ from typing import IO, TYPE_CHECKING, ClassVar, NamedTuple
 
 from pipelines.clip import Clip
 from pipelines.disk import BuildError, atomic
-from pipelines.evaluation import HELP, Lists
+from pipelines.evaluation import HELD_OUT, HELP, Lists
 from pipelines.setting import setting
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from pipelines.fingerprint import Anchors
 
 KINDS = ("none", "exact", "near")
-ROWS = ["id", "reason", "sha256", "start", "end", "pcm_md5", "duration", "captions", "labels", "tags"]
+ROWS = ["id", "reason", "split", "sha256", "start", "end", "pcm_md5", "duration", "captions", "labels", "tags"]
 
 BLOCK = 2**22  # words of fingerprints looked at at once
 
@@ -95,12 +96,18 @@ def read_verdicts(path: Path, written: int) -> dict[str, tuple[str, str]]:
 class Candidates(NamedTuple):
     """The clips to compare, best first: `guards` clips of evaluation corpora, then the build's own.
 
-    `on` names for each clip the list that it stands on, "" for most of the build's own.
+    `on` names for each clip the list that it stands on, "" for most of the build's own; those `held_out` by it are
+    not compared with other lists.
     """
 
     rows: "pa.Table"
     guards: int
     on: list[str]
+    held_out: list[bool]
+
+    def guarded(self, guard: int, clip: int) -> bool:
+        """Whether an evaluation clip speaks against a clip."""
+        return self.on[guard] != self.on[clip] and not self.held_out[clip]
 
 
 def find(parts: Sequence[Path], kind: str, folder: Path, lists: Path | None = None) -> "pa.Table":
@@ -124,11 +131,11 @@ def find(parts: Sequence[Path], kind: str, folder: Path, lists: Path | None = No
     repeated = np.flatnonzero(kept != np.arange(len(kept)))
     for clip, of in zip(repeated.tolist(), kept[repeated].tolist(), strict=True):
         reason, why = told.get(of, ("", ""))  # of the one that would have been kept
-        also = f", which {why}" if why else ""
-        told[clip] = (
-            "evaluation-overlap" if reason == "evaluation-overlap" else "duplicate",
-            f"same {'bytes' if same_bytes[clip] else 'samples'} as {names[of]}{also}",
-        )
+        same = f"same {'bytes' if same_bytes[clip] else 'samples'} as {names[of]}"
+        if reason == "evaluation-overlap":  # the list first: a long detail loses its end
+            told[clip] = reason, f"{why}, as {names[of]} with the same {'bytes' if same_bytes[clip] else 'samples'}"
+        else:
+            told[clip] = "duplicate", f"{same}, which {why}" if why else same
     reasons, details = ([verdict[i] for verdict in told.values()] for i in (0, 1))
     ids = names.take(pa.array([*told], pa.int64()))
     return pa.table({"id": ids, "reason": pa.array(reasons, pa.string()), "detail": pa.array(details, pa.string())})
@@ -149,11 +156,12 @@ def candidates(parts: Sequence[Path], kind: str, lists: Path | None, words: IO[b
     rows = pa.concat_tables([guards, read_rows(parts if kind != "none" or len(guards) else [], sounds)])
     listed = pc.is_in(rows["id"], value_set=ids).to_pylist()  # an evaluation clip's id begins with its list's name
     on = [id.partition("/")[0] if yes else "" for id, yes in zip(rows["id"].to_pylist(), listed, strict=True)]
-    return Candidates(rows.combine_chunks(), len(guards), on)
+    held_out = [bool(name) and out for name, out in zip(on, rows["held_out"].to_pylist(), strict=True)]
+    return Candidates(rows.combine_chunks(), len(guards), on, held_out)
 
 
 def copies(clips: Candidates) -> dict[int, tuple[int, str]]:
-    """{clip: (the evaluation clip that it equals, "bytes" or "samples")}; none for the clips of the same list."""
+    """{clip: (the evaluation clip that speaks against it, as it equals it in "bytes" or "samples")}."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -167,7 +175,7 @@ def copies(clips: Candidates) -> dict[int, tuple[int, str]]:
         same = pc.indices_nonzero(pc.is_in(column, value_set=pa.array([*known], pa.string()))).to_pylist()
         for row in same:
             clip = clips.guards + row
-            of = next((each for each in known[column[row].as_py()] if clips.on[each] != clips.on[clip]), None)
+            of = next((each for each in known[column[row].as_py()] if clips.guarded(each, clip)), None)
             if of is not None:
                 found.setdefault(clip, (of, what))
     return found
@@ -192,8 +200,8 @@ def read_rows(parts: Sequence[Path], words: IO[bytes] | None) -> "pa.Table":
     """
     import pyarrow as pa
 
-    empty = {"id": pa.string(), "mute": pa.bool_(), "bytes": pa.string(), "samples": pa.string(),
-             "duration": pa.float64(), "first": pa.int64(), "frames": pa.int64()}  # fmt: skip
+    empty = {"id": pa.string(), "mute": pa.bool_(), "held_out": pa.bool_(), "bytes": pa.string(),
+             "samples": pa.string(), "duration": pa.float64(), "first": pa.int64(), "frames": pa.int64()}  # fmt: skip
     table = pa.concat_tables([pa.schema(empty).empty_table(), *(read_part(part, words) for part in parts)])
     return table.sort_by([("mute", "ascending"), ("id", "ascending")]).combine_chunks()
 
@@ -220,6 +228,7 @@ def read_part(part: Path, words: IO[bytes] | None) -> "pa.Table":
         {
             "id": rows["id"],
             "mute": pc.equal(pc.add(pc.add(said[0], said[1]), said[2]), 0),
+            "held_out": pc.is_in(rows["split"], value_set=pa.array(HELD_OUT)),
             "bytes": pc.if_else(
                 pc.equal(rows["sha256"], ""), "", pc.binary_join_element_wise(rows["sha256"], *section, " ")
             ),
@@ -273,7 +282,7 @@ def near(clips: Candidates, words: IO[bytes], alive: "np.ndarray", kind: str) ->
     pairs = pairs[(pairs[:, 0] >= clips.guards) & ((pairs[:, 1] < clips.guards) | (kind == "near"))]
     gone: dict[int, tuple[int, float]] = {}
     for late, early, offset in pairs.tolist():
-        if late in gone or early in gone or (early < clips.guards and clips.on[early] == clips.on[late]):
+        if late in gone or early in gone or (early < clips.guards and not clips.guarded(early, late)):
             continue
         if early >= clips.guards and not alike(durations[late], durations[early]):
             continue

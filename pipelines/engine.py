@@ -5,8 +5,9 @@
 
 Without workers it is a plain loop in this process. Otherwise Ray runs the steps that compute as one task an item on
 a core each, and those that wait for a network in threads of one actor, so that what is known of a host (its slots,
-its rests, its failures) holds for the whole build. Only the item travels; rows and bytes stay on disk. A worker that
-dies or hangs loses its item to another one.
+its rests, its failures) holds for the whole build. Steps with a model run in a pool of actors, one a GPU or else one a
+core, each of which loads it once. Only the item travels; rows and bytes stay on disk. A worker that dies loses its item
+to another one, and so does one that hangs; but an actor with a model is waited for, however long it takes.
 """
 
 import logging
@@ -34,13 +35,15 @@ MEMORY = 2 * 2**30  # bytes that a step may take on top of what its worker has a
 class Step:
     """One leg of an item's way.
 
+    A `network` step runs in the network actor, a `pooled` one in the actors that keep the model which its task loads.
     `died(item, times)` is called when a worker died on an item, before it is tried again; it may raise.
     `stalled(item, since)` tells whether a worker began with the item after that time (of time.time()) and has made
-    no progress for too long; it is then killed.
+    no progress for too long; it is then killed. A pooled step has none.
     """
 
     task: Callable[[Any], Any]
     network: bool = False
+    pooled: bool = False
     died: Callable[[Any, int], None] | None = None
     stalled: Callable[[Any, float], bool] | None = None
 
@@ -74,7 +77,7 @@ def run_on_ray(steps: list[Step], items: Iterable[Any], workers: int, address: s
     at_once = FETCHED + 2 * (workers or int(ray.cluster_resources()["CPU"]))
     flights.send(item, 0)
     while flights.flying:
-        for item in islice(waiting, max(0, at_once - len(flights.flying) - len(flights.queue))):
+        for item in islice(waiting, max(0, at_once - len(flights.flying) - len(flights.queue) - len(flights.queued))):
             flights.send(item, 0)
         landed, _ = ray.wait(list(flights.flying), timeout=TICK)
         for ref in landed:
@@ -89,6 +92,8 @@ class Flights:
         self.ray, self.steps = ray, steps
         self.flying: dict[Any, tuple[Any, int, float, Any]] = {}  # item, step, since when, the actor that has it
         self.queue: deque[tuple[Any, int]] = deque()  # for the network actor
+        self.queued: deque[tuple[Any, int]] = deque()  # for the pool
+        self.pool: list[Any] = []
         self.deaths: Counter[str] = Counter()
         self.compute = ray.remote(num_cpus=1, max_retries=0)(compute)
         self.fetcher: Any = None
@@ -100,20 +105,42 @@ class Flights:
         if self.steps[step].network:
             self.queue.append((item, step))
             self.fetch()
+        elif self.steps[step].pooled:
+            self.queued.append((item, step))
+            self.serve()
         else:
             ref = self.compute.remote(self.steps[step].task, item)
             self.flying[ref] = item, step, time.time(), None
 
     def fetch(self) -> None:
         """Give the network actor what waits for it, as far as it has threads."""
-        while self.queue and sum(actor is not None for *_, actor in self.flying.values()) < FETCHED:
+        while self.queue and sum(self.steps[step].network for _, step, *_ in self.flying.values()) < FETCHED:
             if self.fetcher is None:
                 threads = FETCHED + 1  # one more, to answer
-                self.fetcher = self.ray.remote(num_cpus=0, max_concurrency=threads, max_restarts=0)(Fetcher).remote()
+                self.fetcher = self.ray.remote(num_cpus=0, max_concurrency=threads, max_restarts=0)(Actor).remote()
                 self.asked, self.answered = None, False
             item, step = self.queue.popleft()
             ref = self.fetcher.run.remote(self.steps[step].task, item)
             self.flying[ref] = item, step, time.time(), self.fetcher
+
+    def serve(self) -> None:
+        """Give each actor of the pool that is free what waits for it; the pool grows up to its size.
+
+        An actor holds no core: it would keep it from the steps before its own for as long as it lives.
+        """
+        has = self.ray.cluster_resources()
+        gpus = int(has.get("GPU", 0))
+        while self.queued:
+            busy = [actor for *_, actor in self.flying.values()]
+            free = next((actor for actor in self.pool if all(actor is not each for each in busy)), None)
+            if free is None and len(self.pool) == (gpus or int(has["CPU"])):
+                return
+            if free is None:
+                wanted = {"num_cpus": 0, "num_gpus": min(gpus, 1), "scheduling_strategy": "SPREAD"}
+                free = self.ray.remote(max_restarts=0, **wanted)(Actor).remote()
+                self.pool.append(free)
+            item, step = self.queued.popleft()
+            self.flying[free.run.remote(self.steps[step].task, item)] = item, step, time.time(), free
 
     def land(self, ref: Any) -> Iterator[Any]:
         """The result of a step, after which the item's next one starts; nothing if it must be tried again."""
@@ -122,9 +149,7 @@ class Flights:
         try:
             result = self.ray.get(ref)
         except (lost.ActorDiedError, lost.ActorUnavailableError) as error:
-            if self.fetcher is actor:
-                self.ray.kill(actor)  # it may be out of reach only
-                self.fetcher = None
+            self.dismiss(actor)
             self.again(item, step, error)
         except (lost.WorkerCrashedError, lost.OutOfMemoryError, lost.NodeDiedError, lost.TaskCancelledError) as error:
             self.again(item, step, error)
@@ -137,6 +162,16 @@ class Flights:
                 self.send(item, step + 1)
             yield result
         self.fetch()
+        self.serve()
+
+    def dismiss(self, actor: Any) -> None:
+        """Let go of an actor that died, or may be out of reach only; another one takes its place when needed."""
+        if self.fetcher is actor:
+            self.ray.kill(actor)
+            self.fetcher = None
+        elif any(each is actor for each in self.pool):
+            self.ray.kill(actor)
+            self.pool = [each for each in self.pool if each is not actor]
 
     def again(self, item: Any, step: int, error: Exception) -> None:
         """Try a step again after its worker died on the item."""
@@ -162,8 +197,8 @@ class Flights:
             self.ray.kill(self.fetcher)
 
 
-class Fetcher:
-    """The network actor: several items at once in one process."""
+class Actor:
+    """A process that stays from one item to the next, and with it what a task keeps in memory."""
 
     def run(self, task: Callable[[Any], Any], item: Any) -> Any:
         """What the task returns for the item."""

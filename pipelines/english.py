@@ -35,7 +35,7 @@ ADDRESS = re.compile(
     re.IGNORECASE,
 )
 DANGLING = re.compile(  # what led to an address that is gone
-    r"(?:\b(?:from|at|on|via|by|see|visit|more|info|mail|e-?mail|contact|source|link|website|and|or)\b\W*)+$",
+    r"(?:\b(?:from|at|on|via|by|see|visit|more|info|mail|e-?mail|contact|source|link|website|and|or)\b\W*){1,12}$",
     re.IGNORECASE,
 )
 EMPTY = re.compile(r"[(\[{]\s*[)\]}]|\s+(?=[.,;:!?](?:\s|$))")
@@ -59,11 +59,16 @@ BRANDS = (
     r"zoom h\w+|h[1-6]n?|tascam|olympus|marantz|sennheiser|r[o\xf8]de|shure|neumann|akg|sony|i?phone|ipad|samsung"
     r"|nokia|microphones?|mics?|recorder|audacity|fl studio|ableton|reaper|logic pro|pro tools|cubase|garageband"
 )
-GEAR = (  # short sentences of nothing else: a longer one may say what was recorded too
+# What follows a brand where nothing else is told: other brands, models ("H4n", "MKH 416"), words of the trade
+REST = (
+    rf"(?>[ ,/&+()-]+(?:{BRANDS}|and|with|plus|an?|my|the|two|at|in (?:stereo|mono)|stereo|mono|handy|pro|live|x|app"
+    r"|voice|memos?|internal|external|built-?in|pair|k?hz|bits?|[a-z]{0,8}\d[\w.]{0,12}|(?-i:[A-Z]{2,4}))\b){0,9}+\W*$"
+)
+GEAR = (  # sentences of nothing else: any other word may be of what was recorded
     r"^(?:mic|microphone|recorder|gear|equipment|software|daw|sample ?rate|bit ?(?:depth|rate)|format)s?\s*:",
     rf"^(?:\w+ )?(?:was |were )?(?:{VERBS}) (?:with|using|on|via|through) "
-    rf"(?=(?:\S+\s*){{1,10}}$)(?:.{{0,60}}\b)?(?:{BRANDS})\b",
-    r"^\W*(?:zoom h\w+|tascam [a-z0-9-]+|olympus [a-z0-9-]+)\b[\w\s,/.+-]{0,60}$",
+    rf"(?:(?:an?|my|the|two) )?(?:[\w-]+(?<!ing) ){{0,2}}?(?:{BRANDS})\b{REST}",
+    rf"^\W*(?:zoom h\w+|tascam [a-z0-9-]+|olympus [a-z0-9-]+)\b{REST}",
 )
 BOILERPLATE = re.compile("|".join(PLEAS + GEAR), re.IGNORECASE)
 SPOKEN = re.compile(r"[\"\u201c]|\b(?:say|says|saying|said|voice|announce\w*)\b", re.IGNORECASE)  # then it is the sound
@@ -116,16 +121,11 @@ def sentence(text: str) -> str:
     return bare + (marks[:1] or ".") if bare else ""
 
 
-def first_sentence(text: str) -> str:
-    """The first sentence of a text, with its mark; "e.g.", "3.5" and "v1.2" do not end one.
-
-    A line break ends one too, unless a small letter follows. "" for a text without a word, such as a lone ".".
-    """
-    return next((sentence(each) for each in sentences(text) if words(each)), "")
-
-
 def sentences(text: str) -> Iterator[str]:
-    """The sentences of a text, each a clean line with its own marks; one without a word ("1.") goes with the next."""
+    """The sentences of a text, each a clean line with its own marks; one without a word ("1.") goes with the next.
+
+    "e.g.", "3.5" and "v1.2" end none; a line break ends one, unless a small letter follows.
+    """
     text, begin = text[:LONGEST], 0
     for end in END.finditer(text):
         piece = text[begin : end.end()]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipelines.clip import Clip, Rejected
-from pipelines.disk import BuildError, atomic
+from pipelines.disk import BuildError, atomic, remove
 from pipelines.local import local_path
 from pipelines.recipe import fingerprint
 from pipelines.recording import file_stem, parse, recording_of
@@ -32,6 +32,7 @@ HELP = (
 )
 FILE = "evaluation.parquet"
 DISTINCTIVE = 6  # characters of a file name, from which on it can tell a clip
+HELD_OUT = ("validation", "test")  # splits that no other list may thin
 WAYS = ("recording", "same file name", "same bytes", "same samples", "sounds like")  # how a detail begins
 
 
@@ -91,8 +92,10 @@ class Lists:
 
         if self.known and self.table is None:
             return
-        prints_path(self.path).unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
+        remove(work_path(self.path))
+        if self.table is None or read_note(self.path).get("states") != note_of(self.table.schema)["states"]:
+            prints_path(self.path).unlink(missing_ok=True)  # those of the same audio in another place hold
+            self.path.unlink(missing_ok=True)
         if self.table is not None:
             with atomic(self.path) as temporary:
                 pq.write_table(self.table, temporary, compression="zstd")
@@ -105,7 +108,7 @@ def bind(stages: Sequence[Any], root: Path | None, build: Path, usual: Sequence[
     before anything is written, for a corpus that is unknown, not there or not readable.
     """
     texts = next((found for stage in stages if (found := getattr(stage, "exclude_evaluation", ()))), usual)
-    lists = read_lists([evaluation(text, root, build) for text in texts], build / FILE)
+    lists = read_lists(list(dict.fromkeys(evaluation(text, root, build) for text in texts)), build / FILE)
     if not any(stage.packs for stage in stages):  # a build without audio has nothing to be heard
         lists = replace(lists, heard=())
     return [stage.bound(lists) if hasattr(stage, "bound") else stage for stage in stages], lists
@@ -141,8 +144,9 @@ def read_lists(evaluations: Sequence[Evaluation], path: Path) -> Lists:
         return Lists(path)
     states = [f"{each.flag} {fingerprint(each.path)}" for each in evaluations]
     heard = tuple(state for each, state in zip(evaluations, states, strict=True) if each.path.is_dir())
+    places = [str(each.path) for each in evaluations]  # the rows of audio hold them, the recipe does not
     noted = read_note(path)
-    if noted.get("states") == states:
+    if noted.get("states") == states and noted.get("places") == places:
         return Lists(path, tuple(noted["known"]), heard)
     found: list[Row] = []
     known = []
@@ -152,8 +156,8 @@ def read_lists(evaluations: Sequence[Evaluation], path: Path) -> Lists:
             raise BuildError(f"--exclude-evaluation {each.flag}: {each.path} holds nothing to compare with")
         known.append(f"{each.flag} {digest(rows)}")
         found += rows
-    columns = dict(zip(Row._fields, map(list, zip(*found, strict=True)), strict=True))
-    note = {"lists": json.dumps({"states": states, "known": known})}
+    columns = dict(zip(Row._fields, map(list, zip(*dict.fromkeys(found), strict=True)), strict=True))
+    note = {"lists": json.dumps({"states": states, "places": places, "known": known})}
     return Lists(path, tuple(known), heard, pa.table(columns, schema=schema()).replace_schema_metadata(note))
 
 
@@ -169,7 +173,12 @@ def read_note(path: Path) -> dict[str, Any]:
     """What the file of the lists notes of the corpora that it was read from; empty if there is none."""
     import pyarrow.parquet as pq
 
-    return json.loads((pq.read_schema(path).metadata or {}).get(b"lists", b"{}")) if path.exists() else {}
+    return note_of(pq.read_schema(path)) if path.exists() else {}
+
+
+def note_of(schema: "pa.Schema") -> dict[str, Any]:
+    """What a table of the lists notes of the corpora that it was read from."""
+    return json.loads((schema.metadata or {}).get(b"lists", b"{}"))
 
 
 def digest(rows: Iterable[Row]) -> str:
@@ -184,6 +193,11 @@ def digest(rows: Iterable[Row]) -> str:
 def prints_path(lists: Path) -> Path:
     """Where the fingerprints of the lists' audio are."""
     return lists.with_name("evaluation-prints.parquet")
+
+
+def work_path(lists: Path) -> Path:
+    """Where the parts of the fingerprints are while they are made."""
+    return lists.with_name("evaluation")
 
 
 def distinctive(name: str) -> bool:
@@ -218,7 +232,13 @@ class Index:
     sites: dict[str, str]  # of each clip whose recording is known
 
     def overlap(self, clip: Clip) -> str:
-        """Which evaluation clip a clip overlaps, and why; "" if none. No list speaks against its own clips."""
+        """Which evaluation clip a clip overlaps, and why; "" if none.
+
+        No list speaks against its own clips, and none against what another one holds out: a published validation or
+        test split stays whole.
+        """
+        if clip.split in HELD_OUT and self.owns(clip.source, clip):
+            return ""
         if clip.recording:
             key, start, end = parse(clip.recording)
             for held in self.recordings.get(key, ()):
@@ -233,7 +253,7 @@ class Index:
 
     def owns(self, name: str, clip: Clip) -> bool:
         """Whether a clip is on that list itself."""
-        return clip.source == name and clip.id in self.clips[name]
+        return clip.source == name and clip.id in self.clips.get(name, ())
 
 
 @lru_cache(maxsize=2)
@@ -263,11 +283,11 @@ def contamination(build: Path) -> list[dict[str, Any]]:
     recipe = json.loads((build / "recipe.json").read_text(encoding="utf-8"))["stages"]
     settings = recipe.get("exclude", {})
     flags = [text.split()[0] for text in settings.get("exclude_evaluation", ())]
-    compared, removed = count_compared(build), count_removed(build, [flag.split(":")[0] for flag in flags])
+    names = list(dict.fromkeys(flag.split(":")[0] for flag in flags))
+    compared, removed = count_compared(build), count_removed(build, names)
     found = []
-    for flag in flags:
-        name = flag.split(":")[0]
-        splits = "all" if flag.endswith(":all") else "validation and test; all of a corpus with folds"
+    for name in names:
+        splits = "all" if f"{name}:all" in flags else "validation and test; all of a corpus with folds"
         found.append({"name": name, "splits": splits, "compared": compared.get(name, {}), "removed": removed[name]})
     if ids := settings.get("exclude_ids"):
         found.append({"name": "ids", "splits": "", "compared": {"ids": len(ids)}, "removed": removed["ids"]})

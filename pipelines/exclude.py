@@ -70,7 +70,8 @@ def on_list(clip: Clip, excluded: frozenset[str]) -> str:
 def in_languages(clips: list[Clip], wanted: frozenset[str]) -> Iterator[Clip]:
     """The clips with the language of their captions; captions in no wanted one (any, if none is named) are dropped.
 
-    A language that the source states holds for all its captions. What is too short to tell is kept.
+    A language that the source states holds for all its captions. What is too short to tell is kept, unless all of a
+    clip's captions together are told to be in another language.
     """
     if wanted:
         clips = list(only(clips, wanted))
@@ -79,8 +80,10 @@ def in_languages(clips: list[Clip], wanted: frozenset[str]) -> Iterator[Clip]:
     for clip in clips:
         if clip.reason or clip.language or not clip.captions:
             yield clip
+        elif (code := next(codes)) and wanted and code not in wanted:
+            yield clip.reject("exclude", "language", f"captions together in {code}")
         else:
-            yield Clip(**(vars(clip) | {"language": next(codes)}))  # replace() would take twice as long
+            yield Clip(**(vars(clip) | {"language": code}))  # replace() would take twice as long
 
 
 def only(clips: list[Clip], wanted: frozenset[str]) -> Iterator[Clip]:

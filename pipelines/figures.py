@@ -34,6 +34,7 @@ class Figures:
     tags: Counter[str] = field(default_factory=Counter)
     hosts: dict[str, Counter[str]] = field(default_factory=dict)  # of rejected rows, by reason
     bars: dict[str, Any] = field(default_factory=dict)  # {name of EDGES: count of each bar}
+    forgot: bool = False  # whether there were more tags than are counted
 
     def add(self, table: "pa.Table") -> None:
         """Count a part."""
@@ -43,7 +44,7 @@ class Figures:
         count(self.rates, kept["sample_rate"].drop_null())
         count(self.tags, pc.list_flatten(kept["tags"]))
         if len(self.tags) > MOST_TAGS:
-            self.tags = Counter(dict(self.tags.most_common(MOST_TAGS // 2)))
+            self.tags, self.forgot = Counter(dict(self.tags.most_common(MOST_TAGS // 2))), True
         for name in ("duration", "rms_dbfs", "bandwidth_hz"):
             self.draw(name, kept[name])
         for texts in ("captions", "generated"):

@@ -85,8 +85,9 @@ def understood(words: list[str]) -> str:
     rest = {word for word in said if not word[0].isdigit() or word == "0"}
     if "sampling" in rest:
         return sampling(rest, versions)
-    if rest & {"0", "zero"}:
-        return "CC0-1.0" if rest <= {"0", "zero", "publicdomain"} and versions <= {"1.0"} else ""
+    if rest & {"0", "zero"}:  # a number alone is what a column of numbers holds, not a dedication
+        named = bool({"cc", "creative", "commons", "publicdomain"} & set(words))
+        return "CC0-1.0" if named and rest <= {"0", "zero", "publicdomain"} and versions <= {"1.0"} else ""
     elements = {ELEMENTS.get(word, "") for word in rest}
     family = "-".join(["CC", *(each for each in ("BY", "NC", "SA", "ND") if each in elements)])
     if "" in elements or family not in FAMILIES or len(versions) > 1 or not versions <= VERSIONS:

@@ -13,7 +13,7 @@ from pipelines.licenses import normalise
 from pipelines.local import local_path, member_of
 from pipelines.recording import recording_of
 from pipelines.run import part_path
-from pipelines.text import clean, printable
+from pipelines.text import clean, printable, public
 
 PART_BYTES = 512 * 2**20
 
@@ -25,9 +25,7 @@ def manifest(build: Path, clips: Iterable[Clip], part_rows: int, limit: int | No
     """
     rows = parts = 0
     for part, group in enumerate(cut(islice(prepare(clips), limit), part_rows, PART_BYTES if audio else None)):
-        path = part_path(build, "manifest", part)
-        if not path.exists():
-            write_clips(path, group)
+        write_clips(part_path(build, "manifest", part), group)  # anew: a search may answer otherwise than before
         rows, parts = rows + len(group), part + 1
     write_text(build / "manifest.json", json.dumps({"parts": parts, "rows": rows}) + "\n")
     return parts
@@ -56,13 +54,13 @@ def begun(clips: Iterable[Clip]) -> Iterator[Clip]:
 def prepare(clips: Iterable[Clip]) -> Iterator[Clip]:
     """What holds for every source: clean text and captions that mean something, unique ids, licences by one name,
     a split for each clip, sizes of local files."""
-    seen: set[str] = set()
+    numbers: dict[str, int] = {}  # of each id given: the last one that was put behind it
     for clip in clips:
-        name, number = printable(clip.id), 1
-        while name in seen:
-            number += 1
-            name = f"{printable(clip.id)}#{number}"
-        seen.add(name)
+        name = id = printable(clip.id)
+        while name in numbers:
+            numbers[id] += 1
+            name = f"{id}#{numbers[id]}"
+        numbers[name] = 1
         cleaned = {
             "id": name,
             "location": clip.location if clip.location.startswith("file://") else printable(clip.location),
@@ -72,7 +70,7 @@ def prepare(clips: Iterable[Clip]) -> Iterator[Clip]:
             "license": normalise(printable(clip.license)),
             "author": printable(clip.author),
             "title": printable(clip.title),
-            "url": printable(clip.url),
+            "url": public(printable(clip.url)),
             "split": clip.split or split_of(name, clip.fold),
             "size": clip.size or size_of(clip.location),
             "recording": clip.recording or recording_of(clip),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.disk import write_text
-from pipelines.examples import examples
+from pipelines.examples import brief, examples
 from pipelines.figures import Figures, figures
 from pipelines.preview import preview
 from pipelines.reasons import explain
@@ -52,6 +52,7 @@ def charts(counted: Figures, report: dict[str, Any]) -> list[tuple[str, str, Any
         "not known": report["kept"] - sum(report["languages"].values())
     }
     tags = list(by_count(counted.tags).items())[:MOST]
+    different = f"of {'more than ' if counted.forgot else ''}{len(counted.tags):,} different ones"
     drawn: list[tuple[str, str, Any, bool]] = [
         ("Duration", "seconds", counted.histogram("duration"), True),
         ("Words per caption", "words", counted.histogram("words"), True),
@@ -61,23 +62,23 @@ def charts(counted: Figures, report: dict[str, Any]) -> list[tuple[str, str, Any
         ("Splits", "clips", list(report["splits"].items()), False),
         ("Licences", "clips", list(report["licenses"].items()), False),
         ("Languages of captions", "clips", list(by_count(spoken).items()), False),
-        ("Most frequent tags", f"of {len(counted.tags):,} different ones", tags, False),
+        ("Most frequent tags", different, tags, False),
     ]
     return [(name, unit, bars if columns else top(bars), columns) for name, unit, bars, columns in drawn if bars]
 
 
 def top(bars: Bars) -> Bars:
-    """The first bars, and one for all others."""
+    """The first bars under short names, and one for all others."""
     rest = bars[MOST:]
-    return [bar for bar in bars[:MOST] if bar[1]] + (
+    return [(brief(name), n) for name, n in bars[:MOST] if n] + (
         [(f"{len(rest):,} others", sum(n for _, n in rest))] if rest else []
     )
 
 
 def hosts(counted: Figures) -> list[tuple[str, int, str]]:
-    """(host, rejected rows, its most frequent reasons) of the hosts with most of them."""
+    """(host, rejected rows, its most frequent reasons) of the hosts with most of them, under short names."""
     sums = by_count({host: reasons.total() for host, reasons in counted.hosts.items()})
-    named = [(host, n, ", ".join(f"{reason} {k:,}" for reason, k in list(by_count(counted.hosts[host]).items())[:3]))
+    named = [(brief(host), n, ", ".join(f"{why} {k:,}" for why, k in list(by_count(counted.hosts[host]).items())[:3]))
              for host, n in list(sums.items())[:MOST]]  # fmt: skip
     rest = list(sums.values())[MOST:]
     return named + ([(f"{len(rest):,} others", sum(rest), "")] if rest else [])
@@ -119,5 +120,5 @@ def sha256(text: str) -> str:
 
 
 def link(url: str) -> str:
-    """The address if it is one of the web, else "": others, such as javascript:, could do something."""
-    return url if url.startswith(("http://", "https://")) else ""
+    """The address if it is a whole one of the web, else "": others, such as javascript:, could do something."""
+    return url if url.startswith(("http://", "https://")) and not url.endswith("…") else ""

@@ -1,8 +1,9 @@
 """Publish a dataset on the Hugging Face Hub: all of it, checked first, and never under a licence it does not have.
 
 An upload that was stopped goes on where it was: what the Hub holds already is not sent again. It goes through
-huggingface_hub's `upload_folder`, which keeps no state on disk and commits the files together (in several commits
-beyond about 250 files or 5 minutes), so that a reader sees the old dataset or the new one.
+huggingface_hub's `upload_folder`, which keeps no state on disk and makes several commits of more than about 250 files
+or 5 minutes. The card comes last, in one commit that also takes away the shards of an earlier push: a dataset that is
+new on the Hub has a card once it is whole; one that is replaced holds shards of both until then.
 """
 
 import re
@@ -12,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.disk import BuildError
-from pipelines.licenses import restrictions
-from pipelines.verify import check_cheap, find_dataset, read_front, shards
+from pipelines.verify import check_cheap, find_dataset, shards
 
-STALE = ["data/*-?????-of-?????.parquet"]  # those of an earlier push go, if this one has others
+CARD = "README.md"
+SHARD = re.compile(r"data/[^/]*-\d{5}-of-\d{5}\.parquet")  # those of an earlier push go, if this one has others
 TOKEN = "run `hf auth login`, or set HF_TOKEN, with a token that may write (https://hf.co/settings/tokens)"
 
 
@@ -41,13 +42,11 @@ def push(out: Path, repository: str, private: bool = False, dry_run: bool = Fals
 
 def check(out: Path, dataset: Path) -> None:
     """Raise BuildError for a dataset that must not be published."""
-    front = read_front(dataset)
     if problems := check_cheap(out):
         first = f"{problems[0]['where']} {problems[0]['what']}"
         raise BuildError(f"{first} ({len(problems)} problems in all): see `verify`, repair or build again, then push")
     if not shards(dataset):
         raise BuildError(f"{dataset} holds no clip: nothing to push")
-    check_license(dataset, front)
 
 
 def published_files(dataset: Path) -> list[Path]:
@@ -56,50 +55,11 @@ def published_files(dataset: Path) -> list[Path]:
     return [path for path in found if not any(part.startswith(".") for part in path.relative_to(dataset).parts)]
 
 
-def check_license(dataset: Path, front: dict[str, Any]) -> None:
-    """Raise BuildError if the card asks for less than the clips' licences do, as the shards themselves state them."""
-    path, stated = dataset / "README.md", front.get("license")
-    names = [str(name) for name in (stated if isinstance(stated, list) else [stated]) if name]
-    if names == ["other"]:
-        names = [str(front.get("license_name") or "")]
-    if not any(names):
-        raise BuildError(f"{path} states no licence: build again to have one written, then push")
-    asked = frozenset[str]().union(*map(asks, names))
-    for license, clips in sorted(count_licenses(dataset).items()):
-        if asked != {"unknown"} and (more := restrictions(license) - asked):
-            raise BuildError(
-                f"{path} says {' and '.join(names)}, but {clips} clips are under {license or 'no stated licence'} "
-                f"({', '.join(sorted(more))}): leave them out with --licenses, or state a licence that asks for it"
-            )
-
-
-def asks(name: str) -> frozenset[str]:
-    """What a card's licence asks for: of "mixed-attribution-noncommercial" it stands in the name.
-
-    Only "unknown" stands for a licence that is none of those we know; such a card promises nobody anything.
-    """
-    if name.split("-")[0] == "mixed":
-        return frozenset(name.split("-")[1:])
-    return restrictions(name)
-
-
-def count_licenses(dataset: Path) -> dict[str, int]:
-    """Clips by licence, read from the shards."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    paths = [path for split in shards(dataset).values() for path in split]
-    if not paths:
-        return {}
-    column = pa.concat_tables([pq.read_table(path, columns=["license"]) for path in paths])["license"]
-    return {each["values"].as_py() or "": each["counts"].as_py() for each in column.value_counts()}
-
-
 def upload(dataset: Path, repository: str, files: list[str], private: bool) -> dict[str, Any]:
-    """Send the files; returns the repository's address and the commit that holds them."""
+    """Send the files, the card last; returns the repository's address and the commit that holds them."""
     from glob import escape
 
-    from huggingface_hub import HfApi, get_token
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
     if not get_token():
         raise BuildError(f"no token for the Hub: {TOKEN}")
@@ -108,13 +68,20 @@ def upload(dataset: Path, repository: str, files: list[str], private: bool) -> d
         url = api.create_repo(repository, repo_type="dataset", private=private or None, exist_ok=True)
         if private and not api.dataset_info(repository).private:
             raise BuildError(f"{url} exists and is public: make it private in its settings, or choose another name")
-        commit = api.upload_folder(
+        api.upload_folder(
             folder_path=dataset,
             repo_id=repository,
             repo_type="dataset",
-            allow_patterns=[escape(file) for file in files],
-            delete_patterns=STALE,
+            allow_patterns=[escape(file) for file in files if file != CARD],
             commit_message="Upload dataset with Clapboard",
+        )
+        there = api.list_repo_files(repository, repo_type="dataset")
+        stale = [file for file in there if SHARD.fullmatch(file) and file not in files]
+        commit = api.create_commit(
+            repository,
+            [CommitOperationAdd(CARD, dataset / CARD), *map(CommitOperationDelete, stale)],
+            repo_type="dataset",
+            commit_message="Upload card with Clapboard",
         )
     return {"url": str(url), "commit": commit.oid}
 

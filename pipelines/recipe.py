@@ -18,7 +18,7 @@ from pipelines.setting import settings
 from pipelines.sources import Reading, Source
 
 PACKAGES = ("clapboard", "numpy", "soundfile", "soxr", "av", "pyarrow", "pandas", "ray", "aiohttp",
-            "yt-dlp", "indexed-gzip", "py3langid")  # fmt: skip
+            "yt-dlp", "indexed-gzip", "py3langid", "simplemma", "tokenizers", "torch", "transformers")  # fmt: skip
 
 # --keep: the working bytes that go once a build is finished
 KEPT = {"all": (), "audio": ("download/part-*.pack",), "none": ("*/part-*.pack",)}
@@ -59,6 +59,7 @@ def describe(
         "stages": {"manifest": start} | {name_of(stage): settings(stage) for stage in stages},
         "versions": {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES},
         "earlier_versions": [],
+        "card": source.card,
     }
     return json.loads(json.dumps(recipe))
 
@@ -116,7 +117,7 @@ def stale(build: Path, new: dict[str, Any]) -> list[str]:
     old, names = read_recipe(build), list(new["stages"])
     if old is None:
         return []
-    differ = [i for i, name in enumerate(names) if old["stages"].get(name) != new["stages"][name]]
+    differ = [i for i, name in enumerate(names) if lasting(old["stages"].get(name)) != lasting(new["stages"][name])]
     gone = [i for i, name in enumerate(old["stages"]) if name not in names]
     parts = [{path.name for path in (build / name).glob("part-*.parquet")} for name in names]
     holes = [i for i in range(len(names)) if set().union(*parts[i + 1 :]) - parts[i]]
@@ -127,6 +128,12 @@ def stale(build: Path, new: dict[str, Any]) -> list[str]:
             needed = name == "resample" or first == names.index("resample")
             first = names.index(name) if needed and lacks_bytes(build / name) else first
     return names[first:]
+
+
+def lasting(settings: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Settings as they are compared: a captioner's folder by its name, for its revision says what it holds."""
+    model = (settings or {}).get("captioner", "")
+    return settings | {"captioner": Path(model).name} if settings and Path(model).is_absolute() else settings
 
 
 def lacks_bytes(stage: Path) -> bool:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 from pipelines.clip import Clip
 from pipelines.sources.folder import AUDIO
+from pipelines.sources.table import section
 
 FREESOUND = re.compile(
     r"freesound\.org/(?:(?:people/[^/]+/sounds|apiv2/sounds|s|sounds|embed/sound/iframe)/|samplesViewSingle\.php\?id="
@@ -40,14 +41,8 @@ def recording_of(clip: Clip) -> str:
         if "freesound" in address and (found := FREESOUND.search(address)):
             return f"freesound:{int(found[1])}"
         if "youtu" in address and (found := YOUTUBE.search(address)):
-            return f"youtube:{found[1]}{section_of(clip)}"
+            return f"youtube:{found[1]}{section(clip.start, clip.end)}"
     return named(file_stem(clip.location)) or named(stem(clip.title))
-
-
-def section_of(clip: Clip) -> str:
-    """ "#30-40", "" for a clip that is not a section."""
-    ends = ["" if time is None else f"{time:g}" for time in (clip.start, clip.end)]
-    return "#" + "-".join(ends) if any(ends) else ""
 
 
 def named(name: str) -> str:

@@ -95,7 +95,7 @@ def upload(out: Path, url: str) -> None:
             there = {name.removeprefix(f"{root}/") for name in files.find(f"{root}/dataset")}
             for name in sorted(there - set(shards)):
                 files.rm_file(f"{root}/{name}")
-            for name in [*shards, "dataset/ATTRIBUTION.csv", "rejected.parquet", "report.json", card]:
+            for name in [*shards, "dataset/ATTRIBUTION.csv", "rejected.parquet", "report.json", "report.html", card]:
                 files.put_file(str(out / name), f"{root}/{name}")
                 files.invalidate_cache()
                 if files.info(f"{root}/{name}")["size"] != (out / name).stat().st_size:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 FATE = ("id", "source", "stage", "reason", "detail", "attempts")
-COUNTED = ("source", "stage", "reason", "split", "license", "language", "duration", "captions")
+COUNTED = ("source", "stage", "reason", "split", "license", "language", "duration", "captions",
+           "generated_by", "debiased")  # fmt: skip
 NOT_STATED = "not stated"  # in place of no licence
 
 
@@ -45,6 +46,8 @@ def summarise(out: Path) -> dict[str, Any]:
         "sources": {name: describe(counted) for name, counted in sums.sources.items()},
         "licenses": by_count(Counter({name or NOT_STATED: n for name, n in sums.license.items()})),
         "languages": by_count(Counter({name: n for name, n in sums.language.items() if name})),
+        "generated": by_count(Counter({name: n for name, n in sums.generated_by.items() if name})),
+        "debiased": sums.debiased,
         "contamination": contamination(build),
         "complete": (out / "dataset" / "README.md").exists(),
     }
@@ -61,14 +64,21 @@ class Sums:
     split: Counter[str] = field(default_factory=Counter)
     license: Counter[str] = field(default_factory=Counter)
     language: Counter[str] = field(default_factory=Counter)
+    generated_by: Counter[str] = field(default_factory=Counter)
+    debiased: int = 0  # words
     sources: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, table: "pa.Table") -> None:
         """Count a part."""
+        import pyarrow.compute as pc
+
         kept, lost = sort_out(table)
         self.rows, self.kept = self.rows + table.num_rows, self.kept + kept.num_rows
-        for name, part in {"reason": lost, "stage": lost, "split": kept, "license": kept, "language": kept}.items():
-            count(getattr(self, name), part[name])
+        for name in ("reason", "stage"):
+            count(getattr(self, name), lost[name])
+        for name in ("split", "license", "language", "generated_by"):
+            count(getattr(self, name), kept[name])
+        self.debiased += pc.sum(kept["debiased"], min_count=0).as_py()
         for source in table["source"].unique().to_pylist():  # also one of which nothing was kept
             self.sources.setdefault(source, Counter(clips=0, seconds=0, captions=0))
         for source, counted in per_source(kept):
@@ -150,7 +160,10 @@ def stages(build: Path) -> list[str]:
 
 
 def latest(build: Path, columns: list[str]) -> "Iterator[pa.Table]":
-    """Columns of every part, each as the last stage left it that the part has passed; at first none of no part."""
+    """Columns of every part, each as the last stage left it that the part has passed; at first none of no part.
+
+    A column that is not there, in a part of an earlier version, has the values of a new clip.
+    """
     import pyarrow.parquet as pq
 
     from pipelines.clip import schema
@@ -161,7 +174,20 @@ def latest(build: Path, columns: list[str]) -> "Iterator[pa.Table]":
         part = int(first.stem.removeprefix("part-"))
         paths = [part_path(build, stage, part) for stage in reversed(names)]
         path = next((path for path in paths if path.exists()), first)
-        yield pq.ParquetFile(path).read(columns, use_threads=False).select(columns)
+        file = pq.ParquetFile(path)
+        table = file.read([name for name in columns if name in file.schema_arrow.names], use_threads=False)
+        for name in (name for name in columns if name not in table.column_names):
+            table = table.append_column(schema().field(name), blank(name, table.num_rows))
+        yield table.select(columns)
+
+
+def blank(name: str, rows: int) -> "pa.Array":
+    """A column of clips as it is before any stage has filled it."""
+    import pyarrow as pa
+
+    from pipelines.clip import Clip, schema
+
+    return pa.array([getattr(Clip("", ""), name)] * rows, schema().field(name).type)
 
 
 def write_report(out: Path) -> dict[str, Any]:

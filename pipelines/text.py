@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from typing import Any
 
 BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # reorder what a reader sees
 
@@ -48,11 +49,15 @@ def public(url: str) -> str:
     return address[1] + (path if SIGNING.search(query) else place) + fragment_mark + fragment
 
 
+def published(value: Any) -> Any:
+    """A text, or a list or dict of such, with the addresses in it as `public` has them; any other value as it is."""
+    if isinstance(value, str):
+        return public(value)
+    if isinstance(value, list):
+        return list(map(published, value))
+    return {name: published(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
 def from_name(stem: str) -> str:
     """A caption from a file name (LAION's rule for its file-name corpora): "_" and "-" become spaces."""
     return clean(re.sub(r"[_-]+", " ", stem))
-
-
-def says_something(text: str) -> bool:
-    """Whether there is a word of at least two letters, unlike in "01" or "3 158476 A"."""
-    return re.search(r"[^\W\d_]{2}", text) is not None

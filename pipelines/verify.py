@@ -1,7 +1,7 @@
 """Re-read a dataset and everything beside it, and tell what is wrong: nothing here trusts the build that wrote it.
 
-The cheap checks read footers, the report and the card; the rest decodes every clip, a row group at a time, so that
-memory does not grow with the dataset (ids and licences apart: about 100 bytes a clip).
+The cheap checks read footers, the report, the card and the clips' licences; the rest decodes every clip, a row group
+at a time, so that memory does not grow with the dataset (ids and licences apart: about 100 bytes a clip).
 """
 
 import hashlib
@@ -9,6 +9,7 @@ import io
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.clip import SAMPLE_RATE
 from pipelines.disk import BuildError
 from pipelines.engine import Step, engine
+from pipelines.licenses import card_license, restrictions
 from pipelines.shard import published
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def find_dataset(out: Path) -> Path:
 
 
 def check_cheap(out: Path) -> list[Problem]:
-    """What is wrong as far as footers, report.json and the card tell; reads no clip."""
+    """What is wrong as far as footers, report.json and the card tell; reads of the clips only their licences."""
     dataset = find_dataset(out)
     problems, good = check_files(dataset)
     return problems or check_counts(out, dataset, good)
@@ -199,21 +201,76 @@ def read_front(dataset: Path) -> dict[str, Any]:
 
 
 def check_card(dataset: Path, counts: dict[str, int]) -> list[Problem]:
-    """The card's splits and numbers of examples against the shards."""
+    """The card's splits, numbers of examples and licence against the shards."""
     path = dataset / "README.md"
     try:
         front = read_front(dataset)
+        splits, examples = stated_splits(front)
     except BuildError as error:
         return [problem(path, str(error).removeprefix(f"{path} "))]
+    except (AttributeError, KeyError, TypeError) as error:
+        return [problem(path, f"has configs or dataset_info that cannot be read: {error!r}")]
     problems = []
-    files = [each for config in front.get("configs") or [] for each in config.get("data_files") or []]
-    if {file.get("split") for file in files} != set(counts):
+    if splits != set(counts):
         problems.append(problem(path, f"names other splits than there are: {', '.join(sorted(counts))}"))
-    info = front.get("dataset_info") or {}
-    stated = {split["name"]: split["num_examples"] for split in info.get("splits") or []}
-    if stated and stated != counts:
-        problems.append(problem(path, f"says the splits have {stated} examples, the shards hold {counts}"))
-    return problems
+    if examples and examples != counts:
+        problems.append(problem(path, f"says the splits have {examples} examples, the shards hold {counts}"))
+    return problems + check_license(dataset, front)
+
+
+def stated_splits(front: dict[str, Any]) -> tuple[set[str], dict[str, int]]:
+    """The splits that a card names, and {split: examples} as far as it counts them; any error if it is odd."""
+    files = [each for config in front.get("configs") or [] for each in config.get("data_files") or []]
+    counted = (front.get("dataset_info") or {}).get("splits") or []
+    return {file.get("split") for file in files}, {split["name"]: split["num_examples"] for split in counted}
+
+
+def check_license(dataset: Path, front: dict[str, Any]) -> list[Problem]:
+    """Where the card asks for less than the clips' licences do, as the shards themselves state them.
+
+    The card that a build writes for these clips is right; "unknown" promises nobody anything.
+    """
+    import pyarrow as pa
+
+    path, stated = dataset / "README.md", front.get("license")
+    try:
+        counts = count_licenses(dataset)
+    except (pa.ArrowException, OSError) as error:
+        return [problem(dataset / "data", f"licences cannot be read: {error}")]
+    names = [str(name) for name in (stated if isinstance(stated, list) else [stated]) if name]
+    if all(front.get(key) == value for key, value in card_license(counts).items()) or names == ["unknown"]:
+        return []
+    if names == ["other"]:
+        names = [str(front.get("license_name") or "")]
+    if not any(names):
+        return [problem(path, "states no licence: build again to have one written")]
+    asked = frozenset[str]().union(*map(asks, names))
+    return [
+        problem(path, f"says {' and '.join(names)}, but {clips} clips are under {license or 'no stated licence'} "
+                f"({', '.join(sorted(more))}): leave them out with --licenses, or state a licence that asks for it")
+        for license, clips in sorted(counts.items()) if (more := restrictions(license) - asked)
+    ]  # fmt: skip
+
+
+def asks(name: str) -> frozenset[str]:
+    """What a card's licence asks for: of "mixed-attribution-noncommercial" it stands in the name.
+
+    One that we do not know asks for nothing that we could count on, not even for what is unknown of the clips.
+    """
+    if name.split("-")[0] == "mixed":
+        return frozenset(name.split("-")[1:])
+    return restrictions(name) - {"unknown"}
+
+
+def count_licenses(dataset: Path) -> Counter[str]:
+    """Clips by licence, read from the shards."""
+    import pyarrow.parquet as pq
+
+    counts: Counter[str] = Counter()
+    for path in [path for paths in shards(dataset).values() for path in paths]:
+        for each in pq.read_table(path, columns=["license"])["license"].value_counts():
+            counts[each["values"].as_py() or ""] += each["counts"].as_py()
+    return counts
 
 
 # ---- clips

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.disk import BuildError, atomic, write_text
-from pipelines.verify import bar, shards
+from pipelines.verify import bar, check_cheap, shards
 
 PER_TAR = 512  # clips, as LAION wrote them
 FOLDERS = {"validation": "valid"}  # LAION's word where it differs
@@ -55,19 +55,24 @@ def export_webdataset(dataset: Path, out: Path, per_tar: int = PER_TAR) -> dict[
 
 
 def check(dataset: Path, per_tar: int) -> dict[str, list[Piece]]:
-    """The row groups of each split; raises BuildError for a dataset that cannot be exported."""
+    """The row groups of each split; raises BuildError for a dataset that is wrong, empty or without audio."""
     import pyarrow.parquet as pq
 
     if per_tar < 1:
         raise BuildError(f"--per-tar {per_tar}: want at least 1 clip in a tar")
     if not (dataset / "README.md").exists():
         raise BuildError(f"{dataset} holds no complete dataset: want the folder with README.md and data")
+    if problems := check_cheap(dataset):
+        first = f"{problems[0]['where']} {problems[0]['what']}"
+        raise BuildError(f"{first} ({len(problems)} problems in all): see `verify`, build again, then export")
     splits = {}
     for split, paths in shards(dataset).items():
         for path in paths:
             if "audio" not in pq.read_schema(path).names:
                 raise BuildError(f"{path} holds metadata only, and tars need audio: build without --metadata-only")
         splits[split] = list(lay_out(paths))
+    if not any(splits.values()):
+        raise BuildError(f"{dataset} holds no clip: nothing to export")
     return splits
 
 

@@ -2,6 +2,7 @@
 
 import html
 import json
+import shutil
 
 import pyarrow.parquet as pq
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from conftest import cli, write
 from markdown_it import MarkdownIt
 
-from pipelines.card import credit, flag, front_matter, inert, sources
+from pipelines.card import credit, flag, front_matter, generated, inert, sources, write_card
 from pipelines.sources import source
 
 HOSTILE = "<script>alert(1)</script> | [x](javascript:alert(2)) `code` ![i](http://e.org/i.png) \\| **b** <!-- --"
@@ -94,6 +95,14 @@ def test_the_card_names_the_command_and_versions_but_no_folder_of_this_machine(o
     ("name", "value", "shown"),
     [
         ("limit", None, ""),
+        ("available", False, ""),
+        ("contact", "", ""),
+        ("licenses", [], ""),
+        ("samples", 0, "--samples 0"),
+        ("silent_below", 0.0, "--silent-below 0.0"),
+        ("column", ["caption=text", "tags=key words"], "--column caption=text --column 'tags=key words'"),
+        ("captioner", "user/t5", "--captioner user/t5"),
+        ("captioner", "/home/me/t5", "--captioner FILE"),
         ("labels_from_folders", True, "--labels-from-folders"),
         ("licenses", ["CC0", "CC-BY"], "--licenses CC0,CC-BY"),
         ("exclude_ids", ["1", "2"], "--exclude-ids FILE"),
@@ -117,6 +126,36 @@ def test_each_source_is_listed_and_those_with_a_datacard_are_credited():
     assert "| csv | 2 | 1.50 | 3 |" in told and "**A table of sounds** (`csv`)" in told and "| mine | 1 |" in told
 
 
+def test_of_a_mixture_weights_and_counts_as_published_stand_beside_ours():
+    mixed = [{"name": "csv", "weight": 2.0, "published": {"clips": 9, "hours": 1.5}},
+             {"name": "bbc", "weight": 1.0, "published": {}}]  # fmt: skip
+    told = sources({"csv": {"clips": 2, "hours": 1, "captions": 3}}, mixed)
+    assert "| csv | 2 | 9 | 1.5 |" in told and "| bbc | 1 |  |  |" in told and "| csv | 2 | 1.00 | 3 |" in told
+
+
+def test_the_card_of_a_recipe_shows_its_ingredients(tmp_path):
+    write(tmp_path / "dogs/a dog barks.wav")
+    text = 'title = "T"\n[[source]]\nname = "folder"\ninput = "dogs"\nweight = 3\npublished = { clips = 7 }\n'
+    (tmp_path / "t.toml").write_text(text)
+    cli("build-dataset", "recipe", "--input", tmp_path / "t.toml", "--out", tmp_path / "out")
+    assert "| folder | 3 | 7 |  |" in (tmp_path / "out/dataset/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("audio", "said"), [(40, True), (0, False)])
+def test_the_limits_of_comparing_sounds_are_said_where_sounds_were_compared(out, tmp_path, audio, said):
+    shutil.copytree(out, tmp_path / "out")
+    report = json.loads((out / "report.json").read_text())
+    report["contamination"] = [{"name": "esc50", "compared": {"clips": 40, "audio": audio}, "removed": {}}]
+    write_card(tmp_path / "out", "csv", source("csv").card, report, {"CC0-1.0": 1})
+    assert ("By sound: clips from about 3 s on" in (tmp_path / "out/dataset/README.md").read_text("utf-8")) is said
+
+
+def test_generated_captions_are_listed_by_who_wrote_them():
+    told = generated({"generated": {"user/t5@12ab": 7, "template": 2}, "debiased": 1200})
+    assert "| user/t5&#64;12ab | 7 |" in told and "| template | 2 |" in told and "1,200 words" in told
+    assert generated({"generated": {}, "debiased": 0}) == generated({}) == ""
+
+
 def test_a_corpus_is_cited_with_its_counts_as_published():
     card = {"title": "T", "homepage": "https://e.org", "license": "CC0", "captions": "from <label>",
             "counts": {"clips": 2000, "hours": 2.8}, "citation": "@inproceedings{t}\n"}  # fmt: skip
@@ -127,7 +166,7 @@ def test_a_corpus_is_cited_with_its_counts_as_published():
 
 def test_languages_of_less_than_one_in_a_hundred_clips_are_left_out_of_the_front_matter(out):
     report = json.loads((out / "report.json").read_text()) | {"languages": {"en": 990, "de": 12, "la": 3}, "kept": 1000}
-    assert front_matter(out / "dataset", source("csv"), report, {"CC0-1.0": 1})["language"] == ["en", "de"]
+    assert front_matter(out / "dataset", source("csv").card, report, {"CC0-1.0": 1})["language"] == ["en", "de"]
 
 
 def test_nothing_of_an_inert_text_is_lost():

@@ -2,7 +2,11 @@
 
 import csv
 import io
+import json
 import shutil
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from conftest import write
+from conftest import ROOT, write
 
-from pipelines.clip import Clip, write_clips
+from pipelines.clip import Clip, read_clips, write_clips
 from pipelines.dedup import Dedup
 from pipelines.disk import BuildError, write_text
 from pipelines.download import Download
@@ -22,6 +26,7 @@ from pipelines.evaluation import Row, bind, contamination, distinctive, prints_p
 from pipelines.exclude import Exclude, read_ids
 from pipelines.local import to_location
 from pipelines.manifest import prepare
+from pipelines.prints import write_prints
 from pipelines.recording import file_stem, parse, recording_of
 from pipelines.resample import Resample
 from pipelines.run import part_path
@@ -197,10 +202,26 @@ def test_clothos_training_clips_that_its_evaluation_holds_too_go_and_its_own_sta
     assert found[1].startswith("recording freesound:66304 is clotho/")
 
 
-def test_a_list_does_not_spare_the_clips_of_another_corpus(tmp_path):
+def test_a_list_spares_of_another_corpus_only_what_that_one_holds_out(tmp_path):
     esc50(tmp_path, "1-66304-A-0.wav")
     clips = clips_of("clotho", clotho(tmp_path))
-    assert len(excluded(clips, tmp_path, "clotho", "esc50")) == 2
+    found = excluded(clips, tmp_path, "clotho", "esc50")
+    assert [clip.split for clip in clips if clip.id in found] == ["train"]
+    assert len(excluded(clips, tmp_path, "esc50")) == 2  # nobody named clotho
+
+
+def test_a_corpus_named_twice_is_one_list_and_counted_once(tmp_path):
+    esc50(tmp_path, "1-100032-A-0.wav")
+    build = tmp_path / "out/build"
+    texts = ("esc50", "esc50:all", f"esc50={tmp_path / 'esc50'}")
+    (stage,), lists = bind([Exclude(exclude_evaluation=texts)], tmp_path, build)
+    lists.write()
+    write_clips(part_path(build, "exclude", 0), stage([Clip("x/1", "x", recording="freesound:100032")]))
+    recipe = {"stages": {"exclude": {"exclude_evaluation": stage.exclude_evaluation}}}
+    write_text(build / "recipe.json", json.dumps(recipe))
+    (row,) = contamination(build)
+    assert (row["name"], row["splits"], row["removed"]) == ("esc50", "all", {"recording": 1})
+    assert len(lists.known) == 2 and lists.table.num_rows == len(set(map(str, lists.table.to_pylist())))
 
 
 def test_esc10_through_csv_is_rejected_whole_by_the_list_of_esc50_and_by_ids(tmp_path, shared):
@@ -289,6 +310,22 @@ def test_lists_are_read_again_only_when_a_corpus_has_changed(tmp_path):
     assert third.known != first.known and not prints_path(first.path).exists()
 
 
+def test_a_corpus_that_was_moved_is_listed_where_it_is_now_and_its_fingerprints_hold(tmp_path):
+    write(esc50(tmp_path, "1-100032-A-0.wav") / "audio/1-100032-A-0.wav")
+    stages, build = [Exclude(), Resample()], tmp_path / "out/build"
+    first = bind([replace(stages[0], exclude_evaluation=("esc50",)), stages[1]], tmp_path, build)[1]
+    first.write()
+    prints_path(first.path).touch()
+    (tmp_path / "esc50").rename(tmp_path / "moved")
+    moved = replace(stages[0], exclude_evaluation=(f"esc50={tmp_path / 'moved'}",))
+    second = bind([moved, stages[1]], tmp_path, build)[1]
+    second.write()
+    assert second.heard == first.heard and second.known == first.known  # nothing is redone
+    places = pq.read_table(second.path, filters=[("kind", "=", "audio")])["value"].to_pylist()
+    assert [Path(place).parent for place in places] == [Path(f"file:{tmp_path}/moved/audio")]
+    assert prints_path(second.path).exists()
+
+
 # ---- languages and licences
 
 
@@ -308,6 +345,13 @@ def test_captions_in_other_languages_go_and_a_clip_without_any_left_is_rejected(
     assert [clip.language for clip in Exclude()(clips)][1:] == ["de", "", "", "de"]
     with pytest.raises(BuildError, match="ISO 639"):
         Exclude(languages=("English",))
+
+
+def test_captions_too_short_to_tell_alone_are_told_together():
+    clip = Clip("x/1", "x", captions=("dem Dach im", "Hund bellt"))
+    (german,), (kept,) = Exclude(languages=("en",))([clip]), Exclude(languages=("de",))([clip])
+    assert (german.reason, german.detail) == ("language", "captions together in de")
+    assert (kept.reason, kept.language, kept.captions) == ("", "de", clip.captions)
 
 
 def test_a_family_of_licences_admits_its_versions():
@@ -406,6 +450,68 @@ def test_fingerprints_of_evaluation_audio_are_made_once_and_what_cannot_be_read_
     (tmp_path / "out/build/dedup/verdicts.parquet").unlink()
     through(tmp_path, [sound], "none", "csv/1")
     assert (tmp_path / "out/build/evaluation-prints.parquet").stat().st_mtime_ns == written
+
+
+def listed(folder: Path) -> Path:
+    """The lists of a build that keeps out ESC-50 by sound."""
+    stages = [Exclude(exclude_evaluation=("esc50",)), Resample()]
+    lists = bind(stages, folder, folder / "out/build")[1]
+    lists.write()
+    return lists.path
+
+
+def test_audio_that_was_listed_and_is_gone_or_all_unreadable_ends_the_run(tmp_path, shared):
+    home = evaluation_audio(tmp_path, shared, "1-100032-A", "1-17367-A")
+    lists, sound = listed(tmp_path), home / "audio/1-17367-A-0.wav"
+    sound.rename(tmp_path / "elsewhere.wav")
+    with pytest.raises(BuildError, match=r"1-17367-A-0\.wav of esc50 cannot be read any more"):
+        write_prints(lists)
+    (tmp_path / "elsewhere.wav").rename(sound)  # put back, it is measured
+    for path in home.glob("audio/*"):
+        path.write_bytes(b"RIFFbroken")
+    with pytest.raises(BuildError, match="no sound of esc50 could be read"):
+        write_prints(lists)
+    assert not prints_path(lists).exists()
+
+
+CRASHING = """
+import faulthandler, sys
+from pathlib import Path
+from pipelines import prints, resample
+def opened(window, *section, open_audio=resample.open_audio):
+    return faulthandler._sigsegv() if "1-17367-A" in str(window.path) else open_audio(window, *section)
+resample.open_audio = opened
+prints.write_prints(Path(sys.argv[1]))
+"""
+
+
+def test_evaluation_audio_on_which_a_decoder_crashes_costs_that_clip_only(tmp_path, shared):
+    evaluation_audio(tmp_path, shared, "1-100032-A", "1-17367-A", "1-17565-A")
+    lists = listed(tmp_path)
+    line = [sys.executable, "-c", CRASHING, str(lists)]
+    codes = [subprocess.run(line, cwd=ROOT, capture_output=True).returncode for _ in range(2)]
+    assert codes == [-signal.SIGSEGV, 0]
+    assert [clip.reason for clip in read_clips(prints_path(lists))] == ["", "decoder-crashed", ""]
+    assert not (lists.parent / "evaluation").exists()
+
+
+def test_what_a_list_holds_out_is_not_compared_with_the_sounds_of_another(tmp_path, shared):
+    home = evaluation_audio(tmp_path, shared, "1-100032-A")
+    lists = tmp_path / "evaluation.parquet"
+    rows = [Row("clotho", id, "file", id) for id in ("clotho/1", "clotho/2")]
+    rows.append(Row("esc50", "esc50/1-100032-A-0", "audio", to_location(home / "audio/1-100032-A-0.wav")))
+    pq.write_table(pa.Table.from_pylist([row._asdict() for row in rows], schema=schema()), lists)
+    (print_,) = read_clips(write_prints(lists))
+    copy = replace(print_, sha256="", captions=("a",))
+    clips = [
+        replace(copy, id="clotho/1", source="clotho", split="test", sha256=print_.sha256),
+        replace(copy, id="clotho/2", source="clotho", split="test", pcm_md5=""),
+        replace(copy, id="clotho/3", source="clotho", split="test"),  # on no list
+        replace(copy, id="clotho/4", source="clotho", split="train"),
+    ]
+    write_clips(tmp_path / "part-0.parquet", clips)
+    stage = Dedup("none", lists=lists).gather([tmp_path / "part-0.parquet"], tmp_path / "verdicts.parquet")
+    assert [clip.reason for clip in stage(clips)] == ["", "", "evaluation-overlap", "evaluation-overlap"]
 
 
 def test_a_published_list_alone_is_not_compared_by_sound(tmp_path, shared):

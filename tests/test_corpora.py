@@ -58,16 +58,17 @@ def text(path: Path, content: str, encoding: str = "utf-8") -> Path:
 
 def esc50(root: Path) -> Path:
     text(
-        root / "meta/esc50.csv", ESC50 + "1-100032-A.wav,1,0,dog,True,100032,A\n1-2-B.wav,5,48,clock_alarm,False,2,B\n"
+        root / "meta/esc50.csv",
+        ESC50 + "1-100032-A-0.wav,1,0,dog,True,100032,A\n1-2-B-37.wav,5,37,clock_alarm,False,2,B\n",
     )
-    write(root / "audio/1-100032-A.wav")
+    write(root / "audio/1-100032-A-0.wav")
     return root
 
 
 def test_an_esc50_clip_has_its_class_fold_recording_and_credit(tmp_path):
     text(esc50(tmp_path) / "LICENSE", LICENSE)
     dog, clock = clips("esc50", tmp_path)
-    assert (dog.id, dog.labels, dog.tags, dog.fold, dog.split) == ("esc50/1-100032-A", ("dog",), ("dog",), 1, "train")
+    assert (dog.id, dog.labels, dog.tags, dog.fold, dog.split) == ("esc50/1-100032-A-0", ("dog",), ("dog",), 1, "train")
     assert (dog.title, dog.author, dog.license, dog.url) == (
         "rose (bark).wav",
         "nfrae",
@@ -76,7 +77,7 @@ def test_an_esc50_clip_has_its_class_fold_recording_and_credit(tmp_path):
     )
     assert dog.recording == "freesound:100032" and json.loads(dog.original)["take"] == "A" and dog.size
     assert clock.labels == ("clock alarm",) and clock.fold == 5 and clock.captions == ()
-    assert clock.location == to_location(tmp_path / "audio/1-2-B.wav")
+    assert clock.location == to_location(tmp_path / "audio/1-2-B-37.wav")
 
 
 def test_esc50_without_its_license_file_is_under_the_licence_of_the_whole(tmp_path):
@@ -85,16 +86,16 @@ def test_esc50_without_its_license_file_is_under_the_licence_of_the_whole(tmp_pa
 
 
 def test_the_table_alone_tells_the_recordings_of_esc50(tmp_path):
-    table = text(tmp_path / "esc50.csv", ESC50 + "1-100032-A.wav,1,0,dog,True,100032,A\n")
+    table = text(tmp_path / "esc50.csv", ESC50 + "1-100032-A-0.wav,1,0,dog,True,100032,A\n")
     assert [clip.recording for clip in clips("esc50", table)] == ["freesound:100032"]
 
 
 def test_esc50_is_found_in_the_folder_around_it_and_its_audio_in_the_zip(tmp_path):
-    text(tmp_path / "ESC-50-master/meta/esc50.csv", ESC50 + "1-1-A.wav,1,0,dog,True,1,A\n")
+    text(tmp_path / "ESC-50-master/meta/esc50.csv", ESC50 + "1-1-A-0.wav,1,0,dog,True,1,A\n")
     with zipfile.ZipFile(tmp_path / "ESC-50-master/ESC-50-master.zip", "w") as archive:
-        archive.writestr("ESC-50-master/audio/1-1-A.wav", write(tmp_path / "x.wav").read_bytes())
+        archive.writestr("ESC-50-master/audio/1-1-A-0.wav", write(tmp_path / "x.wav").read_bytes())
     (clip,) = clips("esc50", tmp_path)
-    assert clip.location.endswith("ESC-50-master.zip#ESC-50-master/audio/1-1-A.wav")
+    assert clip.location.endswith("ESC-50-master.zip#ESC-50-master/audio/1-1-A-0.wav")
 
 
 def test_a_corpus_that_is_not_there_says_how_to_obtain_it(tmp_path):
@@ -202,6 +203,30 @@ def test_one_table_of_fsd50k_is_read_by_itself(tmp_path):
         clips("fsd50k", text(tmp_path / "vocabulary.csv", "0,Cat,/m/01yrx\n"))
 
 
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("fname,labels,mids\n1,Purr,\n", "has no column split"),
+        ("fname,labels,split\n1,Purr,valid\n", "the split 'valid'"),
+    ],
+)
+def test_fsd50k_does_not_guess_a_split(tmp_path, rows, said):
+    with pytest.raises(BuildError, match=said):
+        clips("fsd50k", text(tmp_path / "dev.csv", rows))
+
+
+def test_odd_tags_of_fsd50k_are_no_traceback(tmp_path):
+    info = {"64760": {"tags": 5}, "16399": {"tags": "bird"}}
+    text(fsd50k(tmp_path) / "FSD50K.metadata/dev_clips_info_FSD50K.json", json.dumps(info))
+    assert [clip.tags[-1] for clip in clips("fsd50k", tmp_path)][:2] == ["5", "bird"]
+
+
+def test_a_quote_that_is_never_closed_ends_the_reading_of_a_corpus(tmp_path):
+    rows = 'a.wav,"One,2,3,4,5\nb.wav,1,2,3,4,5\nc.wav,1,2,3,4,5\nd.wav,"One",2,3,4,5\n'
+    with pytest.raises(BuildError, match="a quote is not closed"):
+        clips("clotho", text(tmp_path / "clotho_captions_development.csv", CLOTHO + rows))
+
+
 def test_a_broken_info_file_is_a_sentence(tmp_path):
     text(fsd50k(tmp_path) / "FSD50K.metadata/dev_clips_info_FSD50K.json", '{"64760": {')
     with pytest.raises(BuildError, match=r"fetch FSD50K.metadata.zip again"):
@@ -295,6 +320,13 @@ def test_a_macs_file_that_is_none_is_a_sentence(tmp_path):
         clips("macs", text(tmp_path / "MACS.yaml", "files: [\n"))
     with pytest.raises(BuildError, match="no list `files`"):
         clips("macs", text(tmp_path / "MACS.yaml", "- a\n"))
+
+
+def test_odd_entries_of_macs_are_no_traceback(tmp_path):
+    with pytest.raises(BuildError, match="no list `files`"):
+        clips("macs", text(tmp_path / "MACS.yaml", "files: 5\n"))
+    odd = "files:\n- {filename: a.wav, annotations: 5}\n- {filename: b.wav, annotations: [{tags: dog_bark}]}\n"
+    assert [clip.tags for clip in clips("macs", text(tmp_path / "MACS.yaml", odd))] == [(), ("dog bark",)]
 
 
 def test_a_macs_entry_without_a_name_stays_a_row(tmp_path):

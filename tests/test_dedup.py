@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import soundfile
 import soxr
@@ -10,6 +12,7 @@ import soxr
 from pipelines.clip import Clip, write_clips
 from pipelines.dedup import Dedup
 from pipelines.disk import BuildError
+from pipelines.evaluation import Row, prints_path, schema
 from pipelines.fingerprint import PRINT_RATE, PRINT_SECONDS, fingerprint
 
 
@@ -236,6 +239,20 @@ def test_a_duplicate_of_a_near_duplicate_names_the_kept_clip_too(tmp_path):
     clips = [sounding("a", wave), sounding("b", wave, sha256="1"), sounding("c", wave, sha256="1")]
     found = judge(tmp_path, clips, "near")
     assert found["c"] == ("duplicate", "same bytes as b, which sounds like a (bit error rate 0.00)")
+
+
+def test_the_detail_of_an_overlap_begins_with_the_list_however_long_the_ids_are(tmp_path):
+    lists = tmp_path / "evaluation.parquet"
+    row = Row("esc50", "esc50/1", "audio", "file:///gone")
+    pq.write_table(pa.Table.from_pylist([row._asdict()], schema=schema()), lists)
+    wave = noise(3)
+    write_clips(prints_path(lists), [sounding("esc50/1", wave)])
+    ids = "a" * 600, "b" * 600
+    write_clips(tmp_path / "part-0.parquet", [sounding(id, wave, sha256="1") for id in ids])
+    stage = Dedup(lists=lists).gather([tmp_path / "part-0.parquet"], tmp_path / "dedup/verdicts.parquet")
+    done = list(stage(clip(id) for id in ids))
+    assert [each.reason for each in done] == ["evaluation-overlap"] * 2
+    assert all(each.detail.startswith("sounds like esc50/1 (") for each in done)
 
 
 def test_a_fingerprint_covers_two_minutes_in_words_of_four_bytes_and_repeats_itself():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from clap.features import LogMel, SizeError, SpecAugment, quantise
+from clap.config import AUDIO_MODELS, ModelConfig
+from clap.features import ROWS, LogMel, SizeError, SpecAugment, alone, front_end, mels_for, quantise
 
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "golden" / "a_frontend.npz"
 KEYS = {"slaney": "logmel_torchlibrosa", "htk": "get_mel"}
@@ -83,6 +84,46 @@ def test_a_clip_shorter_than_half_a_window_is_refused_with_its_length():
     assert LogMel()(torch.zeros(1, 513)).shape == (1, 1, 2, 64)
 
 
+def test_a_window_shorter_than_the_transform_is_centred_in_it():
+    waveform = torch.randn(1, 9600)
+    spectrum = torch.stft(waveform, 2048, 480, 1200, torch.hann_window(1200), pad_mode="reflect", return_complex=True)
+    front = LogMel(n_fft=2048, win=1200)
+    mel = 10 * (front.filterbank @ spectrum.abs().square()).clamp(min=1e-10).log10()
+    torch.testing.assert_close(front(waveform)[0, 0], mel[0].T, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [16000, 32000, 44100, 48000])
+def test_the_blogs_25_ms_windows_every_10_ms_fit_every_rate(rate):
+    front = LogMel(rate, n_fft=2048, win=round(0.025 * rate), hop=rate // 100, fmax=min(14000, rate / 2))
+    tone = 0.5 * torch.sin(2 * torch.pi * 1000 * torch.arange(rate) / rate)
+    mel = front(tone[None])[0, 0]
+    assert mel.shape == (101, 64)
+    loudest = int(mel[50].argmax())
+    assert front.filterbank[loudest].argmax().item() * rate / 2048 == pytest.approx(1000, rel=0.05)
+
+
+@pytest.mark.parametrize("name", AUDIO_MODELS)
+def test_front_ends_of_the_papers_models_have_their_windows_steps_and_bands(name):
+    config = ModelConfig(**AUDIO_MODELS[name])
+    front = front_end(config)
+    heard = front.filterbank.any(dim=0).nonzero()[:, 0] * config.sample_rate / config.n_fft
+    assert len(front.window) == (1536 if "1536" in name else 1024)
+    assert config.fmin < heard.min() < 100 and 0 < config.fmax - heard.max() < 50
+    assert front(torch.zeros(1, config.n_samples)).shape == (1, 1, 2667 if "20s" in name else 1001, 64)
+
+
+def test_int16_quantising_is_an_option_of_the_front_end():
+    quiet = 1e-4 * torch.randn(2, 9600)
+    plain, coarse = LogMel()(quiet), LogMel(int16_quantize=True)(quiet)
+    assert torch.equal(coarse, LogMel()(quantise(quiet))) and float((plain - coarse).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(("settings", "complaint"), [({"win": 2048}, "n_fft 1024 must hold"), ({"fmax": 9000}, "9000")])
+def test_sizes_that_do_not_fit_together_are_refused(settings, complaint):
+    with pytest.raises(SizeError, match=complaint):
+        LogMel(sample_rate=16000, **{"fmax": 8000, **settings})
+
+
 def test_an_unknown_scale_is_refused():
     with pytest.raises(ValueError, match="'bark'"):
         LogMel(scale="bark")
@@ -100,29 +141,48 @@ def longest_runs(hit):
 
 def test_spec_augment_leaves_evaluation_alone():
     mel = torch.randn(2, 1, 501, 64)
-    assert torch.equal(SpecAugment().eval()(mel), mel)
+    assert torch.equal(SpecAugment().eval()(alone(mel)).whole, mel)
 
 
 def test_spec_augment_masks_stripes_within_their_widths():
-    masked = SpecAugment(time_masks=1, freq_masks=1)(torch.ones(200, 1, 501, 64))[:, 0] == 0
+    masked = SpecAugment(time_masks=1, freq_masks=1)(alone(torch.ones(200, 1, 501, 64))).whole[:, 0] == 0
     time, freq = longest_runs(masked.all(dim=2)), longest_runs(masked.all(dim=1))
     assert 50 < int(time.max()) < 64 and int(freq.max()) == 7
     assert torch.equal(masked, masked.all(dim=2, keepdim=True) | masked.all(dim=1, keepdim=True))
 
 
 def test_spec_augment_draws_other_stripes_for_each_clip():
-    masked = SpecAugment()(torch.ones(8, 1, 501, 64)) == 0
+    masked = SpecAugment()(alone(torch.ones(8, 1, 501, 64))).whole == 0
     assert len({row.numpy().tobytes() for row in masked}) == 8
 
 
 def test_spec_augment_keeps_at_least_a_frame_of_a_clip_shorter_than_its_stripes():
-    masked = SpecAugment(time_masks=1, freq_masks=0)(torch.ones(100, 1, 10, 64))
+    masked = SpecAugment(time_masks=1, freq_masks=0)(alone(torch.ones(100, 1, 10, 64))).whole
     assert bool(masked.any(dim=2).all())
 
 
 def test_spec_augment_repeats_under_a_seed():
     mel = torch.randn(4, 1, 501, 64)
     torch.manual_seed(7)
-    first, second = SpecAugment()(mel), SpecAugment()(mel)
+    first, second = SpecAugment()(alone(mel)).whole, SpecAugment()(alone(mel)).whole
     torch.manual_seed(7)
-    assert torch.equal(SpecAugment()(mel), first) and not torch.equal(first, second)
+    assert torch.equal(SpecAugment()(alone(mel)).whole, first) and not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("n_fft", [1024, 1023])
+def test_a_long_spectrum_is_made_in_blocks_and_is_the_same(monkeypatch, n_fft):
+    wave, lengths, whole_stft = torch.rand(2, 48000 * 3 + 7), [], torch.stft
+    log_mel = LogMel(n_fft=n_fft)
+    whole = log_mel(wave)
+    monkeypatch.setattr("clap.features.FRAMES", 64)
+    monkeypatch.setattr("torch.stft", lambda wave, *a, **k: lengths.append(wave.shape[1]) or whole_stft(wave, *a, **k))
+    torch.testing.assert_close(log_mel(wave), whole, rtol=0, atol=5e-6)
+    assert len(lengths) == 5 and max(lengths) == 63 * 480 + n_fft
+
+
+def test_chunks_of_a_long_clip_are_never_all_in_memory():
+    config, seen = ModelConfig(clip_seconds=0.1), []
+    log_mel = front_end(config)
+    log_mel.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    mels = mels_for([np.ones(4800 * (ROWS + 3), np.float32)], config, "chunks", log_mel=log_mel)
+    assert len(mels.whole) == ROWS + 3 and seen == [ROWS, 3]

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from clap.features import LogMel, SizeError, quantise
+from clap.config import AUDIO_MODELS, ModelConfig
+from clap.features import LogMel, Mels, SizeError, quantise
 from clap.htsat import HTSAT, WindowAttention
 
 GOLDEN = Path(__file__).resolve().parents[1].parent / "shared" / "golden"
@@ -30,6 +31,13 @@ def golden_mel():
     held = np.repeat(0.1 * np.random.default_rng(0).standard_normal(96000), 5)
     waveform = torch.from_numpy(np.stack([sweep, held]).clip(-1, 1).astype(np.float32))
     return LogMel()(quantise(waveform))
+
+
+def golden_mels(*longer):
+    """The golden inputs of fused encoders, two clips of noise in dB of which some are longer."""
+    mel = torch.randn(2, 4, 1001, 64, generator=torch.Generator().manual_seed(3)) * 10 - 40
+    flags = torch.tensor(longer)
+    return Mels(mel[:, :1], mel[flags][:, 1:], flags)
 
 
 def fill(model, rename=lambda name: name):
@@ -72,6 +80,44 @@ def test_embedding_of_given_weights_equals_the_original():
 def test_embedding_of_the_full_htsat_tiny_equals_the_original():
     original = load_golden("d_encoders_full_filled.safetensors")["htsat_tiny.embedding"]
     torch.testing.assert_close(fill(HTSAT())(golden_mel()), original, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fusion", ["daf_1d", "aff_1d", "iaff_1d", "daf_2d", "aff_2d", "iaff_2d"])
+def test_embeddings_of_longer_clips_equal_the_original(fusion):
+    golden = load_golden("d_htsat_small.safetensors")
+    model = fill(HTSAT(width=8, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), fusion=fusion))
+    for name, longer in {"none": (False, False), "one": (False, True), "all": (True, True)}.items():
+        original = golden.get(f"{fusion}.longer_{name}.embedding")  # with 1d and none the original crashes
+        if original is not None:
+            torch.testing.assert_close(model(golden_mels(*longer)), original, rtol=0, atol=5e-6)
+
+
+@torch.no_grad()
+def test_embedding_of_a_channel_map_equals_the_original():
+    # The original sees four channels of every clip, also of those that are not longer.
+    original = load_golden("d_htsat_small.safetensors")["channel_map.longer_none.embedding"]
+    model = fill(HTSAT(width=8, depths=(2, 2, 2, 2), heads=(1, 2, 4, 8), fusion="channel_map"))
+    torch.testing.assert_close(model(golden_mels(True, True)), original, rtol=0, atol=5e-6)
+
+
+@torch.no_grad()
+def test_embedding_of_the_full_fused_htsat_tiny_equals_the_original():
+    original = load_golden("d_encoders_full_filled.safetensors")["htsat_tiny_aff2d.embedding"]
+    model = fill(HTSAT(fusion="aff_2d"))
+    torch.testing.assert_close(model(golden_mels(False, True)), original, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "dim", "millions"), [("HTSAT-tiny", 768, 31.3), ("HTSAT-base", 1024, 72.4), ("HTSAT-large", 2048, 278.7)]
+)
+def test_tiny_base_and_large_have_the_originals_weights_but_for_class_heads_and_tables(name, dim, millions):
+    config = ModelConfig(**AUDIO_MODELS[name])
+    with torch.device("meta"):
+        model = HTSAT(width=config.htsat_width, depths=config.htsat_depths, heads=config.htsat_heads)
+    left_out = (6 * dim + 1) * 527 + (527 + 1) * 527 + 513 * (2 * 1024 + 64)  # two heads, STFT, mel bands
+    assert model.dim == dim
+    assert (sum(p.numel() for p in model.parameters()) + left_out) / 1e6 == pytest.approx(millions, abs=0.06)
 
 
 @pytest.mark.parametrize("shift", [0, 4])

@@ -14,7 +14,7 @@ import pytest
 from conftest import ROOT, write
 from hub import serve
 
-from pipelines.clip import Clip, Rejected
+from pipelines.clip import Clip, Rejected, write_clips
 from pipelines.disk import BuildError
 from pipelines.manifest import prepare
 from pipelines.parquet import is_row, open_row, row_location
@@ -118,6 +118,7 @@ def test_every_row_of_every_row_group_has_its_own_bytes(tmp_path):
         ("music-train-00003-of-00004.parquet", "train"),
         ("data/all_-00000-of-00001.parquet", "all_"),
         ("val.parquet", "validation"),
+        ("dev-00000-of-00001.parquet", "validation"),  # so does `datasets` read it
     ],
 )
 def test_the_split_stands_in_the_name_of_a_shard_or_its_folder(tmp_path, name, split):
@@ -166,6 +167,37 @@ def test_without_shards_it_is_an_audiofolder_whose_folders_are_splits(tmp_path):
     pd.DataFrame({"file_name": ["a.wav"], "text": ["A dog"]}).to_parquet(tmp_path / "test/metadata.parquet")
     (clip,) = clips(tmp_path)
     assert (clip.id, clip.source, clip.split, clip.captions) == ("hub/test/a.wav", "hub", "test", ("A dog",))
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("test/steam_train_01.wav", "test"), ("train/nuclear_test.wav", "train"), ("test/train/1.wav", "test"),
+     ("dev/1.wav", "validation"), ("steam_train/1.wav", "")],
+)  # fmt: skip
+def test_the_split_of_a_file_of_an_audiofolder_is_its_outermost_folder_that_is_called_like_one(tmp_path, name, split):
+    write(tmp_path / name)
+    (clip,) = source("hub").clips(tmp_path, Reading())
+    assert clip.split == split
+
+
+def test_a_card_that_cannot_be_read_now_is_no_card_without_a_licence():
+    script = "from pipelines.sources.hub import license_of; license_of('hf://datasets/user/sounds')"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9"})  # fmt: skip
+    assert "BuildError: cannot read the card of hf://datasets/user/sounds" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("columns", "generated"),
+    [({"generated": [True]}, ()), ({"generated": [["A dog."]]}, ()),
+     ({"generated": [["A dog."]], "generated_by": ["t5"], "generated_scores": [[0.5]]}, ("A dog.",)),
+     ({"generated": [["A dog."]], "generated_by": ["t5"], "generated_scores": [[{"x": "y"}]]}, ("A dog.",))],
+)  # fmt: skip
+def test_columns_of_others_under_our_names_are_not_taken_for_ours(tmp_path, columns, generated):
+    shard(tmp_path / "t.parquet", columns)
+    (clip,) = clips(tmp_path)
+    assert (clip.generated, clip.generated_scores) == (generated, ())
+    write_clips(tmp_path / "part.parquet", [clip])
 
 
 def test_the_licence_of_the_card_is_that_of_rows_without_their_own(tmp_path):

@@ -108,6 +108,16 @@ def test_half_a_pair_and_a_broken_json_stay_rows_with_their_reasons(tmp_path):
     assert "no json" in found["0"].detail and "no audio" in found["9"].detail
 
 
+def test_a_second_sound_of_a_key_is_a_row_with_its_reason(tmp_path):
+    tar = pack(tmp_path / "d/train/0.tar", {"0": CROWD})
+    with tarfile.open(tar, "a") as more:
+        more.addfile(tarfile.TarInfo("0.wav"), io.BytesIO())
+    sizes(tar.parent, **{"0": 1})
+    first, second = clips(tmp_path)
+    assert first.reason == "" and member_of(first.location) == "0.flac"
+    assert (second.id, second.reason) == ("laion/d/train/0/0.wav", "bad-archive-member")
+
+
 def test_an_export_of_clapboard_keeps_labels_fold_and_who_generated(tmp_path):
     ours = {"labels": ["dog"], "fold": 3, "generated_by": "template", "license": "CC0-1.0"}
     pack(
@@ -179,6 +189,11 @@ def test_a_freesound_table_names_recordings_and_its_file_name_the_split(tmp_path
     assert (five.recording, five.split, five.url) == ("freesound:5", "test", "https://freesound.org/s/5/")
     assert six.recording == "freesound:6"
     assert [clip.split for clip in source("laion").clips(tmp_path, Reading())] == ["test", ""]  # a hash decides
+
+
+def test_a_preview_of_freesound_is_credited_to_its_page(tmp_path):
+    address = "https://freesound.org/data/previews/0/7_99-hq.mp3"
+    assert clips(table(tmp_path / "t.csv", f"url,caption\n{address},Rain\n"))[0].url == "https://freesound.org/s/7/"
 
 
 def test_a_row_without_an_address_of_the_web_is_rejected(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -93,6 +94,36 @@ def test_licences_of_a_table_of_their_own_are_joined_by_id(tmp_path):
     found = [clip.license for clip in clips("freesound", tmp_path)]
     assert found == ["", "CC-BY-3.0"]
     assert clips("freesound", tmp_path / "freesound_parquet.parquet")[1].license == found[1]
+
+
+@pytest.mark.parametrize("name", ["attribution.csv", "zz.csv"])
+def test_a_table_of_licences_with_titles_is_not_the_dump(tmp_path, name):
+    dump(tmp_path, {"id": 1}, {"id": 2})
+    (tmp_path / name).write_text("id,title,license\n2,x,CC0\n")
+    assert [(clip.id, clip.license) for clip in clips("freesound", tmp_path)] == [
+        ("freesound/1", ""), ("freesound/2", "CC0-1.0"),
+    ]  # fmt: skip
+
+
+def test_dumps_of_two_kinds_are_not_chosen_from(tmp_path):
+    dump(tmp_path, {"id": 1})
+    dump(tmp_path, {"id": 2}, kind="csv")
+    with pytest.raises(BuildError, match=r"freesound_parquet.csv and freesound_parquet.parquet: give one of them"):
+        clips("freesound", tmp_path)
+
+
+def test_a_file_beside_a_sound_is_not_its_audio(tmp_path):
+    sound = write(tmp_path / "audio/1.flac")
+    (tmp_path / "audio/1.json").write_text("{}")
+    (tmp_path / "audio/sub").mkdir()
+    (tmp_path / "audio/sub/1.txt").write_text("x")
+    (clip,) = clips("freesound", dump(tmp_path, {"id": 1}))
+    assert local_path(clip.location) == sound
+
+
+def test_a_description_that_repeats_the_title_is_no_second_caption(tmp_path):
+    (clip,) = clips("freesound", dump(tmp_path, {"title": "Rain falls.wav", "description": "Rain falls. Loudly."}))
+    assert clip.captions == ("Rain falls.",)
 
 
 def test_facts_of_a_dump_are_kept_and_odd_cells_are_not(tmp_path):
@@ -224,9 +255,12 @@ def test_the_key_does_not_follow_a_redirect_to_another_host(token):
     assert seen == []
 
 
-def test_a_search_at_a_private_address_is_not_asked(token):
-    with api() as (url, log), pytest.raises(BuildError, match="private address"):
+def test_the_key_goes_to_freesound_alone_and_never_in_the_clear(token):
+    with api() as (url, log), pytest.raises(BuildError, match=r"is no search: want https://freesound\.org"):
         clips("freesound", url)
+    for other in ("https://example.org", "http://freesound.org", "https://freesound.org.example.org"):
+        with pytest.raises(BuildError, match="is no search"):
+            clips("freesound", f"{other}/apiv2/search/?query=rain")
     assert log == []
 
 
@@ -324,6 +358,12 @@ def test_files_and_list_of_the_bbc_are_joined_by_id_and_none_is_lost(tmp_path):
     assert [clip.id for clip in found[3:]] == ["bbc/00000001", "bbc/00000001#2", "bbc/b/no number.WAV"]
 
 
+def test_a_bbc_file_that_a_table_lists_twice_is_one_clip(tmp_path):
+    write(tmp_path / "Rain??07076051.wav")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "Rain??07076051.wav"}\n' * 2)
+    assert [(clip.id, clip.captions) for clip in clips("bbc", tmp_path)] == [("bbc/07076051", ("Rain",))]
+
+
 def test_a_folder_without_sounds_and_another_table_are_not_the_bbcs(tmp_path):
     with pytest.raises(BuildError, match="How to obtain it"):
         clips("bbc", tmp_path)
@@ -333,6 +373,19 @@ def test_a_folder_without_sounds_and_another_table_are_not_the_bbcs(tmp_path):
 
 
 # ---- Audiostock
+
+
+def test_no_library_publishes_what_only_the_owner_of_an_address_should_know(tmp_path):
+    secret = "https://me:pass@e.org/audio/7/play?X-Amz-Signature=pass"
+    (tmp_path / "audiostock_meta.csv").write_text(f"title,tags,audio_url\nBell,bell,{secret}\n")
+    (tmp_path / "WavText5K.csv").write_text(
+        f"view_link,download_link,title,description,fname,tags\n{secret},{secret},Bell,,,\n"
+    )
+    pd.DataFrame([CROWD | {"url": secret}]).to_parquet(tmp_path / "Crowds.parquet")
+    found = [clip for name in ("audiostock", "wavtext5k", "epidemic_sound") for clip in clips(name, tmp_path)]
+    assert [clip.location for clip in found] == [secret] * 3
+    assert "pass" not in repr([replace(clip, location="") for clip in found])
+
 
 STOCK = (
     "index,title,impression,scene,purpose,tags,audio_url,audio_size\n"

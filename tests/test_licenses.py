@@ -49,7 +49,7 @@ def test_an_id_stays_as_it_is_when_it_is_read_again(published):
 @pytest.mark.parametrize("published", [
     "CC", "Attribution for personal use only", "CC BY 3.0 or 4.0", "CC BY 5.0", "CC BY 仅限个人使用", "NC", "CC0 BY",
     "CC-BY-4.0, commercial use prohibited", "evilcreativecommons.org/licenses/by/4.0", "CC BY-SA-ND 4.0",
-    "CC0, no AI training", "CC0 4.0",
+    "CC0, no AI training", "CC0 4.0", "0", "v0", "version 0", "license 0", "zero", "1.0 zero",
 ])  # fmt: skip
 def test_what_is_not_understood_word_for_word_is_unknown_and_keeps_its_text(published):
     assert normalise(published).startswith("LicenseRef-")

@@ -56,11 +56,23 @@ def test_inputs_are_below_the_data_root_where_one_is_given(tmp_path):
 
 @pytest.mark.parametrize(
     "text", ['title = "x"', "[[source]]\nname = 'nobody'\ninput = 'x'", "[[source]]\nname = 'folder'", "a = = 1",
-             "[[source]]\nname = 'recipe'\ninput = 'two.toml'", RECIPE + "spice = 1"]
+             "[[source]]\nname = 'recipe'\ninput = 'two.toml'", RECIPE + "spice = 1",
+             "source = 3", "source = [1]", "[[source]]\nname = 'folder'\ninput = 5",
+             "[[source]]\nname = ['x']\ninput = 'x'", "[[source]]\nname = 'folder'\ninput = 'x'\nweight = 'a'",
+             "exclude_evaluation = 'esc50'\n" + RECIPE,
+             "exclude_evaluation = [5]\n" + RECIPE, RECIPE.replace('"Two folders"', "5"),
+             RECIPE + "published = { clips = 'x' }",
+             RECIPE.replace("sonniss", "folder")]
 )  # fmt: skip
 def test_a_recipe_that_says_too_little_or_too_much_is_a_sentence(tmp_path, text):
     with pytest.raises(BuildError, match=r"two\.toml"):
         list(source("recipe").clips(recipe(tmp_path, text), Reading()))
+
+
+@pytest.mark.parametrize("reading", [Reading(column=("captions=text",)), Reading(labels_from_folders=True)])
+def test_flags_for_one_source_are_refused_with_a_recipe(tmp_path, reading):
+    with pytest.raises(BuildError, match="are for one source alone"):
+        list(source("recipe").clips(recipe(tmp_path), reading))
 
 
 def test_a_build_says_what_each_source_gave_beside_what_is_published_and_redoes_when_one_grows(tmp_path):

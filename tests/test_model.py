@@ -1,5 +1,8 @@
 """The model: what goes in and out of it, on disk and in memory, does not depend on batch or format."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -192,3 +195,60 @@ def test_importing_clap_imports_nothing_heavy():
     code = "import clap, sys; print([m for m in ('torch', 'transformers', 'pyarrow') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# ---- damaged folders
+
+
+def damage(folder, changed):
+    """Change settings in config.json."""
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changed))
+
+
+DAMAGES = {
+    "cut weights": lambda folder: os.truncate(folder / "model.safetensors", 2000),
+    "cut config": lambda folder: (folder / "config.json").write_text("{"),
+    "list for config": lambda folder: (folder / "config.json").write_text("[1]"),
+    "no config": lambda folder: (folder / "config.json").unlink(),
+    "no text": lambda folder: shutil.rmtree(folder / "text"),
+    "cut text": lambda folder: (folder / "text" / "config.json").write_text("{"),
+    "other width": lambda folder: damage(folder, {"dim": 24}),
+    "width of no number": lambda folder: damage(folder, {"dim": "wide"}),
+    "other tower": lambda folder: damage(folder, {"audio": "foo"}),
+    "code in text": lambda folder: (folder / "text" / "config.json").write_text(
+        '{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}'
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_folder_is_a_model_error(model, tmp_path, kind):
+    model.save_pretrained(tmp_path / "m")
+    DAMAGES[kind](tmp_path / "m")
+    with pytest.raises((ModelError, ConfigError)):
+        CLAP.from_pretrained(tmp_path / "m")
+
+
+def test_a_model_that_could_not_be_written_whole_is_not_there(model, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("safetensors.torch.save_model", full)
+    with pytest.raises(OSError, match="no space"):
+        model.save_pretrained(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_model_is_written_over_another_and_beside_other_files(model, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "model.safetensors").write_text("old")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine" and CLAP.from_pretrained(tmp_path).config == model.config
+    assert not list(tmp_path.parent.glob(".*.tmp"))
+
+
+def test_a_tower_that_shares_weights_comes_back(tmp_path):
+    made = CLAP.create(replace(pairs.SMALL.model, text_arch="t5"), CAPTIONS).eval()
+    made.save_pretrained(tmp_path / "m")
+    assert (CLAP.from_pretrained(tmp_path / "m").embed_text(CAPTIONS) == made.embed_text(CAPTIONS)).all()

@@ -3,16 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_htsat import fill, golden_mel, load_golden
+from test_htsat import fill, golden_mel, golden_mels, load_golden
 
+from clap.config import AUDIO_MODELS, ModelConfig
 from clap.features import SizeError
+from clap.model import audio_tower
 from clap.pann import PANN
-
-SIZES = {
-    "Cnn6": {"widths": (64, 128, 256, 512), "kernel": 5, "convs": 1},
-    "Cnn10": {"widths": (64, 128, 256, 512, 1024)},
-    "Cnn14": {},
-}
 
 
 def small(**sizes):
@@ -21,11 +17,20 @@ def small(**sizes):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["Cnn6", "Cnn10", pytest.param("Cnn14", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["PANN-6", "PANN-10", pytest.param("PANN-14", marks=pytest.mark.slow)])
 def test_embedding_equals_the_original(name):
-    original = load_golden("d_encoders_full_filled.safetensors")[f"{name}.embedding"]
-    model = fill(PANN(**SIZES[name]), rename=lambda ours: ours.removeprefix("blocks."))
+    original = load_golden("d_encoders_full_filled.safetensors")[name.replace("PANN-", "Cnn") + ".embedding"]
+    model = fill(audio_tower(ModelConfig(**AUDIO_MODELS[name])), rename=lambda ours: ours.removeprefix("blocks."))
     torch.testing.assert_close(model(golden_mel()), original, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["aff_1d", "aff_2d"])
+def test_embeddings_of_longer_clips_equal_the_original(fusion):
+    original = load_golden("d_encoders_full_filled.safetensors")[f"Cnn14_{fusion.replace('_', '')}.embedding"]
+    model = fill(PANN(fusion=fusion), rename=lambda ours: ours.removeprefix("blocks."))
+    torch.testing.assert_close(model(golden_mels(False, True)), original, rtol=0, atol=1e-5)
 
 
 def test_gradient_reaches_every_parameter():

@@ -98,9 +98,9 @@ def test_a_pushed_dataset_streams_back_equal_and_a_second_push_sends_nothing(bui
         assert said["url"] == f"{it.endpoint}/datasets/user/name" and TOKEN not in done.stdout + done.stderr
         assert files(tmp_path / "hub/datasets/user/name") == files(built / "dataset")
         assert all("/" in name for name in it.puts)  # in parts
-        puts = len(it.puts)
+        puts, commits = len(it.puts), len(it.commits)
         assert pushed(built, it, tmp_path).returncode == 0
-        assert len(it.puts) == puts and len(it.commits) == 1
+        assert len(it.puts) == puts and len(it.commits) == commits
         line = [sys.executable, "-c", STREAM]
         read = subprocess.run(line, env=environment(it.endpoint, tmp_path), capture_output=True, text=True)
     assert read.returncode == 0, read.stderr
@@ -123,6 +123,12 @@ def test_a_push_killed_half_way_sends_only_what_is_missing_when_run_again(built,
     assert files(tmp_path / "hub/datasets/user/name") == files(built / "dataset")
 
 
+def test_the_card_is_committed_last_and_alone(built, tmp_path):
+    with hub(tmp_path / "hub") as it:
+        assert pushed(built, it, tmp_path).returncode == 0
+    assert it.commits[-1] == ["README.md"] and all("README.md" not in added for added in it.commits[:-1])
+
+
 def test_hidden_files_stay_here_and_shards_of_an_earlier_push_go(built, out, tmp_path):
     for name in (".cache/huggingface/state", "data/.train.parquet.1.tmp", ".DS_Store"):
         (out / "dataset" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -132,9 +138,11 @@ def test_hidden_files_stay_here_and_shards_of_an_earlier_push_go(built, out, tmp
         (there / "data").mkdir(parents=True)
         (there / "data/train-00000-of-00002.parquet").write_bytes(b"old")
         (there / "notes.md").write_text("of the owner")
+        (there / "data/more").mkdir()
+        (there / "data/more/train-00000-of-00002.parquet").write_bytes(b"of the owner")
         it.repositories["datasets/user/name"] = there
         assert pushed(out, it, tmp_path).returncode == 0
-    assert set(files(there)) == {*files(built / "dataset"), "notes.md"}
+    assert set(files(there)) == {*files(built / "dataset"), "notes.md", "data/more/train-00000-of-00002.parquet"}
 
 
 def test_a_private_push_never_goes_to_a_public_repository(built, tmp_path):
@@ -194,7 +202,10 @@ def test_a_dataset_that_verify_finds_wrong_is_refused(out):
     ("clips", "card"),
     [("CC-BY-NC-4.0", {"license": "cc-by-4.0"}), ("", {"license": "cc0-1.0"}), ("CC-BY-4.0", {"license": "cc0-1.0"}),
      ("CC-BY-NC-4.0", {"license": "other", "license_name": "mixed-attribution"}),
-     ("CC-BY-NC-4.0", {"license": "other", "license_name": "cc-by"}), ("CC-BY-4.0", {})],
+     ("CC-BY-NC-4.0", {"license": "other", "license_name": "cc-by"}), ("CC-BY-4.0", {}),
+     ("CC-BY-NC-4.0", {"license": "odc-by"}), ("CC-BY-4.0", {"license": "unlicense"}), ("", {"license": "unlicense"}),
+     ("CC-BY-NC-4.0", {"license": "other", "license_name": "free-for-all"}),
+     ("CC-BY-4.0", {"license": ["unknown", "cc0-1.0"]})],
 )  # fmt: skip
 def test_a_card_more_permissive_than_a_single_clip_is_refused(out, clips, card):
     path = next((out / "dataset/data").glob("train-*"))
@@ -215,6 +226,13 @@ def test_a_card_more_permissive_than_a_single_clip_is_refused(out, clips, card):
 def test_a_card_as_strict_as_the_clips_or_stricter_passes(out, card):
     relicense(out, **card)
     assert push(out, "user/name", dry_run=True)["dry_run"]
+
+
+def test_the_card_that_we_write_for_clips_of_an_unknown_licence_passes(tmp_path):
+    write(tmp_path / "in/a.wav")
+    (tmp_path / "in/t.csv").write_text("path,caption,license\na.wav,A tone,Pixabay Content License\n")
+    cli("build-dataset", "csv", "--input", tmp_path / "in/t.csv", "--out", tmp_path / "out")
+    assert push(tmp_path / "out", "user/name", dry_run=True)["dry_run"]
 
 
 @pytest.mark.parametrize("name", ["name", "user/name/more", "https://hf.co/user/name", "user/", "../name"])

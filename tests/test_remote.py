@@ -204,7 +204,8 @@ def test_a_dataset_is_copied_to_storage_with_its_card_last_and_without_shards_of
     remote.upload(tmp_path / "out", "memory://bucket")
     there = [name.removeprefix("/bucket/") for name in files.store]
     shard = "dataset/data/train-00000-of-00001.parquet"
-    assert there == [shard, "dataset/ATTRIBUTION.csv", "rejected.parquet", "report.json", "dataset/README.md"]
+    beside = ["dataset/ATTRIBUTION.csv", "rejected.parquet", "report.json", "report.html"]
+    assert there == [shard, *beside, "dataset/README.md"]
     assert files.cat_file(f"/bucket/{shard}") == (tmp_path / "out" / shard).read_bytes()
     done = cli("build-dataset", "folder", "--input", tmp_path / "in", "--out", "s3://bucket/x", check=False)
     assert done.returncode == 1 and "--work" in done.stderr

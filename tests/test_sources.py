@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from conftest import ROOT, cli, write
 
 from pipelines.build import plan
-from pipelines.clip import Clip
+from pipelines.clip import Clip, read_clips
 from pipelines.disk import BuildError
 from pipelines.exclude import Exclude, read_ids
-from pipelines.manifest import prepare
+from pipelines.manifest import manifest, prepare
+from pipelines.run import part_path
 from pipelines.sources import SOURCES, Reading, source
 
 
@@ -123,6 +125,19 @@ def test_ids_that_look_like_ours_stay_unique(tmp_path):
     assert [clip.id for clip in clips("csv", path)] == ["csv/a", "csv/a#2", "csv/a#2#2"]
 
 
+def test_many_clips_of_one_id_are_numbered_in_no_time():
+    begin = time.monotonic()
+    last = [clip.id for clip in prepare(Clip("x/1", "x") for _ in range(12_000))][-1]
+    assert last == "x/1#12000" and time.monotonic() - begin < 5
+
+
+def test_parts_of_a_manifest_that_was_killed_are_made_anew(tmp_path):
+    manifest(tmp_path, [Clip("x/old", "x")], 1, None)
+    (tmp_path / "manifest.json").unlink()
+    manifest(tmp_path, [Clip("x/new", "x")], 1, None)
+    assert [clip.id for clip in read_clips(part_path(tmp_path, "manifest", 0))] == ["x/new"]
+
+
 def test_an_id_list_with_a_byte_order_mark_and_clips_of_the_same_id_are_matched(tmp_path):
     (tmp_path / "ids.txt").write_bytes(b"\xef\xbb\xbf7\n# not one\n")
     rows = [Clip("csv/7", "csv"), Clip("csv/7#2", "csv"), Clip("csv/8", "csv")]
@@ -140,6 +155,13 @@ def test_a_quote_that_swallows_rows_is_an_error(tmp_path):
     path = table(tmp_path, 'path\tcaption\na.wav\t"Dog\nb.wav\tcat\nc.wav\tcow"\n', "t.tsv")
     with pytest.raises(BuildError, match="a quote is not closed"):
         clips("csv", path)
+
+
+def test_prose_of_several_lines_with_commas_is_no_open_quote(tmp_path):
+    text = 'path,caption\na.wav,"Rain, then\nwind, hail\nthunder, and 1,000 birds\nthe end"\nb.wav,cat\n'
+    assert [clip.captions for clip in clips("csv", table(tmp_path, text))] == [
+        ("Rain, then wind, hail thunder, and 1,000 birds the end",), ("cat",),
+    ]  # fmt: skip
 
 
 def test_an_audio_column_gives_its_path_and_its_bytes_stay_out_of_the_metadata(tmp_path):

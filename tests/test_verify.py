@@ -197,6 +197,21 @@ def test_a_card_that_disagrees_with_the_shards_is_found(out):
     assert [where for where, _ in found(out)] == ["dataset/README.md"]
 
 
+@pytest.mark.parametrize("odd", ["configs: [default]", "dataset_info: [1]", "dataset_info: {splits: {train: 4}}"])
+def test_an_odd_card_is_a_problem_and_no_traceback(out, odd):
+    path = out / "dataset/README.md"
+    path.write_text(f"---\nlicense: cc-by-4.0\n{odd}\n---\n# Text\n")
+    ((where, what),) = found(out)
+    assert where == "dataset/README.md" and "configs or dataset_info that cannot be read" in what
+
+
+def test_a_card_more_permissive_than_the_clips_is_found(out):
+    path = out / "dataset/README.md"
+    path.write_text(path.read_text().replace("license: cc-by-4.0", "license: cc0-1.0"))
+    ((where, what),) = found(out)
+    assert where == "dataset/README.md" and "8 clips are under CC-BY-4.0 (attribution)" in what
+
+
 def test_the_cheap_checks_find_counts_and_open_no_audio(out):
     change(out, audio=audio(b""))
     assert check_cheap(out) == []

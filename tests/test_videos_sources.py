@@ -3,6 +3,7 @@
 import csv
 import json
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from conftest import write
 
 from pipelines.clip import Clip
 from pipelines.disk import BuildError
+from pipelines.recording import recording_of
 from pipelines.sources import Reading, audiocaps, audioset, vggsound
 from pipelines.sources.audioset import segment
 from pipelines.sources.corpus import Sounds
@@ -144,7 +146,13 @@ def test_audiocaps_rows_of_a_section_are_one_clip_with_all_captions_in_order(tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "split"), [("val.csv", "validation"), ("audiocaps_test.csv", "test"), ("train_fixed.csv", "train")]
+    ("name", "split"),
+    [
+        ("val.csv", "validation"),
+        ("audiocaps_test.csv", "test"),
+        ("train_fixed.csv", "train"),
+        ("dev.csv", "validation"),
+    ],
 )
 def test_audiocaps_a_list_by_itself_has_the_split_of_its_name(tmp_path, name, split):
     assert read(audiocaps, audiocaps_table(tmp_path / name, (1, "aaaaaaaaaaa", 30, "A dog")))[0].split == split
@@ -154,7 +162,7 @@ def test_audiocaps_without_its_lists_columns_or_split_is_a_sentence(tmp_path):
     with pytest.raises(BuildError, match=r"does not hold train.csv.*How to obtain it"):
         read(audiocaps, tmp_path)
     with pytest.raises(BuildError, match="does not say in its name which split"):
-        read(audiocaps, audiocaps_table(tmp_path / "captions.csv", (1, "aaaaaaaaaaa", 30, "A dog")))
+        read(audiocaps, audiocaps_table(tmp_path / "t_all_x.csv", (1, "aaaaaaaaaaa", 30, "A dog")))
     with pytest.raises(BuildError, match="caption"):
         read(audiocaps, put(tmp_path / "val.csv", "audiocap_id,youtube_id,start_time\n1,aaaaaaaaaaa,30\n"))
 
@@ -194,6 +202,29 @@ def test_vggsound_has_no_header_and_labels_with_commas(tmp_path):
     assert second.location.endswith("--0PQM4-hqg_000030.wav") and second.start is None
     assert second.recording == "youtube:--0PQM4-hqg#30-40"
     assert [clip.id for clip in read(vggsound, tmp_path / "vggsound.csv")] == [first.id, second.id]
+
+
+def test_the_section_of_a_video_that_is_there_goes_before_the_video(tmp_path):
+    for name in ("abc.wav", "abc_000030.wav"):
+        write(tmp_path / "audio" / name)
+    sounds = Sounds(tmp_path, "audio")
+    assert segment("x", sounds, "abc", "30").location.endswith("/abc_000030.wav")
+    assert segment("x", sounds, "abc", "40").location.endswith("/abc.wav")
+
+
+def test_the_section_of_a_recording_is_told_in_full():
+    clip = Clip("x/1", "x", url=WATCH + "aaaaaaaaaaa", start=1234.5678, end=1244.5678)
+    assert recording_of(clip) == "youtube:aaaaaaaaaaa#1234.5678-1244.5678"
+
+
+def test_a_row_is_looked_up_in_any_number_of_folders_in_no_time(tmp_path):
+    for number in range(41):
+        (tmp_path / f"audio/{number}").mkdir(parents=True)
+    write(tmp_path / "audio/7/b/abc.wav")
+    sounds, begin = Sounds(tmp_path, "audio", "audio/*/"), time.monotonic()
+    found = [segment("x", sounds, f"video{row}", "30") for row in range(500)]
+    assert time.monotonic() - begin < 3 and all(clip.location.startswith(WATCH) for clip in found)
+    assert sounds.find("none.wav", "b/abc.wav").endswith("/audio/7/b/abc.wav") and sounds.find("abc.wav") is None
 
 
 def test_vggsound_without_its_list_is_a_sentence(tmp_path):

@@ -38,13 +38,19 @@ def write(folder, split, rows, shards=1):
         pq.write_table(table, path, row_group_size=4)
 
 
+def describe(folder, *splits):
+    """Write the card of a dataset with these splits."""
+    files = "".join(f"\n  - {{split: {split}, path: data/{split}-*}}" for split in splits)
+    (folder / "README.md").write_text(f"---\nlicense: cc0-1.0\nconfigs:\n- data_files:{files or ' []'}\n---\n")
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dataset")
     write(folder, "train", [row(n) for n in range(25)], shards=2)
     write(folder, "validation", [row(n, name) for n, name in enumerate(NAMES)])
     write(folder, "test", [row(0, generated=["A dog barks.", "A dog."], generated_by="t5")])
-    (folder / "README.md").write_text("---\n{}\n---\n")
+    describe(folder, "train", "validation", "test")
     return folder
 
 
@@ -136,6 +142,18 @@ def test_what_cannot_be_exported_is_refused(dataset, tmp_path):
         export_webdataset(dataset, tmp_path / "mine")
     silent = shutil.copytree(dataset, tmp_path / "silent")
     path = silent / "data/test-00000-of-00001.parquet"
-    pq.write_table(pq.read_table(path).drop_columns(["audio"]), path)
+    pq.write_table(pq.read_table(path).drop_columns(["audio"]).cast(published(False)), path)
     with pytest.raises(BuildError, match="metadata only"):
         export_webdataset(silent, tmp_path / "out")
+
+
+def test_a_dataset_with_a_missing_shard_and_an_empty_one_are_refused(dataset, tmp_path):
+    holed = shutil.copytree(dataset, tmp_path / "holed")
+    (holed / "data/train-00001-of-00002.parquet").unlink()
+    with pytest.raises(BuildError, match=r"train-00001-of-00002.parquet is missing .* build again, then export"):
+        export_webdataset(holed, tmp_path / "out")
+    (tmp_path / "empty/data").mkdir(parents=True)
+    describe(tmp_path / "empty")
+    with pytest.raises(BuildError, match="holds no clip"):
+        export_webdataset(tmp_path / "empty", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -4,7 +4,6 @@ The lists have a row per caption, and clips of the validation and test sets have
 clip. LAION's script made five clips of them, with the same caption each.
 """
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,7 @@ from pipelines.clip import Clip, to_json
 from pipelines.disk import BuildError
 from pipelines.sources.audioset import segment
 from pipelines.sources.corpus import Sounds, missing, read_rows
-from pipelines.sources.table import SPLITS
+from pipelines.sources.table import splits_in
 
 if TYPE_CHECKING:
     from pipelines.sources import Reading
@@ -42,9 +41,8 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
 
 def split_of(table: Path) -> str:
     """The split that a list's name tells; BuildError if it tells none."""
-    words = re.split(r"[^a-z]+", table.stem.lower())
-    if split := next((SPLITS[word] for word in words if word in SPLITS), ""):
-        return split
+    if known := splits_in(table.stem):
+        return known[0]
     raise BuildError(f"{table} does not say in its name which split it is: call it {', '.join(TABLES)}")
 
 

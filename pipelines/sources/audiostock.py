@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.clip import Clip, to_json
-from pipelines.disk import BuildError
-from pipelines.sources.corpus import Sounds, find, read_rows
+from pipelines.sources.corpus import Sounds, find
+from pipelines.sources.published import rows_with
 from pipelines.text import public
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
     """Clips in the order of the table; the id is the one in the address, since every file there is called "play"."""
     table = find(path, "audiostock", "audiostock*.csv", "*.csv")
     sounds = Sounds(path, "audio", "AUDIO", "audio.zip", "audio.tar")
-    for number, row in enumerate(read_rows(table, encoding_errors="replace"), start=1):
-        if absent := [name for name in COLUMNS if name not in row]:
-            raise BuildError(f"{table} has no column {', '.join(absent)}: is it the list of Audiostock's effects?")
+    for number, row in enumerate(rows_with(COLUMNS, table), start=1):
         url, title = row["audio_url"].strip(), row["title"].strip()
         url = url if url.startswith(("http://", "https://")) else ""  # no file of this machine
         known = PLAY.search(url)

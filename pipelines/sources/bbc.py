@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from pipelines.archive import is_archive
 from pipelines.clip import Clip, to_json
-from pipelines.disk import BuildError
 from pipelines.english import meaningful
 from pipelines.sources import folder
-from pipelines.sources.corpus import missing, read_rows
-from pipelines.sources.table import NUMBER
+from pipelines.sources.corpus import missing
+from pipelines.sources.published import rows_with
+from pipelines.sources.table import NUMBER, text
 
 if TYPE_CHECKING:
     from pipelines.sources import Reading
@@ -38,9 +38,7 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
     here = {clip.id: clip for clip in reversed(files)}
     named = set()
     for table in tables:
-        for row in read_rows(table, encoding_errors="replace"):
-            if absent := [name for name in COLUMNS if name not in row]:
-                raise BuildError(f"{table} has no column {', '.join(absent)}: is it the BBC's list of sound effects?")
+        for row in rows_with(COLUMNS, table):
             clip = from_row(row)
             if file := here.get(clip.id):
                 named.add(clip.id)
@@ -73,7 +71,9 @@ def from_files(path: Path, reading: "Reading") -> Iterator[Clip]:
     archives = [each for each in sorted(path.glob("*")) if is_archive(each)] if path.is_dir() else []
     for place in [path, *archives]:
         for clip in folder.clips(place, reading):
-            file = PurePosixPath(json.loads(clip.original).get("file_name", clip.id))
+            row = json.loads(clip.original)
+            row = row[0] if isinstance(row, list) else row  # a table may list a file twice
+            file = PurePosixPath(text(row.get("file_name")) or clip.id)
             match = NAME.fullmatch(file.stem)
             said, id = (match[1] or "", match[2]) if match else (file.stem, str(file))
             about = without(said.replace("_", " "), file.parent.name)

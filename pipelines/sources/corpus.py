@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.archive import is_archive, member_location, members
 from pipelines.disk import BuildError
 from pipelines.local import to_location
-from pipelines.sources.rows import PIECE, advance, telling
+from pipelines.sources.rows import PIECE, advance, refuse_open_quote, telling
 from pipelines.sources.table import section
 
 YOUTUBE = "https://www.youtube.com/watch?v="
@@ -63,6 +63,7 @@ def read_rows(
     with telling(path), pd.read_csv(path, **(settings | options)) as reader:
         while (frame := advance(reader)) is not None:
             columns = [frame[name].fillna("").tolist() for name in frame.columns]
+            refuse_open_quote(columns, separator)
             names = list(map(str, frame.columns))
             yield from (dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True))
 
@@ -79,6 +80,7 @@ class Sounds:
         paths = [path for place in places for path in sorted(root.glob(place))]
         self.fallback = root / places[0]
         self.folders = [path.absolute() for path in paths if path.is_dir()]
+        self.names: dict[str, dict[str, Path]] = {}
         self.archives = [verify(path.absolute(), md5 or {}) for path in paths if is_archive(path)]
 
     @cached_property
@@ -95,16 +97,31 @@ class Sounds:
     def find(self, *names: str) -> str | None:
         """The location of the first of these names (each relative to a place) that is there."""
         names = tuple(map(inside, names))
-        for folder in self.folders:
-            for name in names:
-                if os.path.exists(folder / name):  # noqa: PTH110 - a Path's own costs more, and rows are many
-                    return to_location(folder / name)
+        for name in names:
+            below, _, file = name.rpartition("/")
+            if folder := self.listed(below).get(file):
+                return to_location(folder / name)
         return next((self.packed[name] for name in names if name in self.packed), None) if self.archives else None
+
+    def listed(self, below: str) -> dict[str, Path]:
+        """{name: the first of the folders that has it} of the files at `below` in each folder, which is read once."""
+        if below not in self.names:
+            found = self.names[below] = {}
+            for folder in self.folders:
+                for name in names_in(folder / below):
+                    found.setdefault(name, folder)
+        return self.names[below]
 
     def locate(self, *names: str) -> str:
         """The same; where it would be if it is nowhere, so that download says that it is missing."""
         folder = self.folders[0] if self.folders else self.fallback.absolute()
         return self.find(*names) or to_location(folder / inside(names[0]))
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names in a folder, none if there is no such folder; BuildError if it cannot be read."""
+    with telling(folder):
+        return os.listdir(folder) if os.path.isdir(folder) else []  # noqa: PTH112, PTH208 - a Path's own costs more
 
 
 def inside(name: str) -> str:
@@ -115,10 +132,10 @@ def inside(name: str) -> str:
 def youtube(sounds: Sounds, video: str, start: float, end: float) -> dict[str, Any]:
     """Fields of Clip for a section of a YouTube video: of the file cut from it if it is there, else of the video.
 
-    Files are known as <id>, Y<id>, <id>_<start> (also in six digits, and in milliseconds), with usual extensions.
+    Files are known as <id>_<start> (also in six digits, and in milliseconds), Y<id> or <id>, with usual extensions.
     """
-    stems = (f"Y{video}", video, f"{video}_{start:06.0f}", f"{video}_{start:g}", f"{video}_{start * 1000:.0f}",
-             f"{video}_{start * 1000:.0f}_{end * 1000:.0f}")  # fmt: skip
+    stems = (f"{video}_{start:06.0f}", f"{video}_{start:g}", f"{video}_{start * 1000:.0f}",
+             f"{video}_{start * 1000:.0f}_{end * 1000:.0f}", f"Y{video}", video)  # fmt: skip
     kinds = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".mp4")
     there = sounds.find(*(stem + kind for stem in stems for kind in kinds)) if sounds.folders or sounds.archives else ""
     cut = {"location": there} if there else {"location": YOUTUBE + video, "start": start, "end": end}

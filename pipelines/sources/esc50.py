@@ -39,7 +39,8 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
     sounds, credits = Sounds(home, "audio", "ESC-50-master.zip", "audio.zip"), read_credits(home / "LICENSE")
     for row in rows_with(COLUMNS, table):
         name, label = row["filename"], spaced(row["category"])
-        credit = credits.get(Path(name).stem, Credit(license=ESC10 if row.get("esc10") == "True" else WHOLE))
+        stem = re.sub(r"-\d+$", "", Path(name).stem)  # 1-100032-A-0.wav is of class 0, and 1-100032-A in LICENSE
+        credit = credits.get(stem, Credit(license=ESC10 if row.get("esc10") == "True" else WHOLE))
         yield Clip(
             id=f"esc50/{Path(name).stem}",
             source="esc50",
@@ -55,7 +56,7 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
 
 
 def read_credits(path: Path) -> dict[str, Credit]:
-    """{stem of a clip's file: its credit}, none where there is no LICENSE."""
+    """{stem of a clip's first file: its credit}, none where there is no LICENSE."""
     if not path.is_file():
         return {}
     text = path.read_text(encoding="utf-8", errors="replace")

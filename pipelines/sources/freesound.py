@@ -14,8 +14,9 @@ from urllib.parse import quote
 
 from pipelines.clip import Clip, to_json
 from pipelines.disk import BuildError, tree
-from pipelines.english import from_title, lines, plain, sentence, sentences
+from pipelines.english import from_title, lines, listing, plain, sentence, sentences
 from pipelines.local import to_location
+from pipelines.sources import folder
 from pipelines.sources.corpus import Sounds, missing, read_rows
 from pipelines.sources.rows import read_table
 from pipelines.sources.table import NUMBER, text
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from pipelines.sources import Reading
 
 AUDIO = ("audio", "audio.zip", "audio.tar", "audio.tar.gz", "audio*.tar")
-FILE = re.compile(r"(\d+)(?:__.*)?\.\w{2,4}", re.DOTALL)  # <id>.<ext>, <id>__<user>__<title>.<ext>
+KINDS = "|".join(sorted(kind[1:] for kind in folder.AUDIO))
+FILE = re.compile(rf"(\d+)(?:__.*)?\.(?:{KINDS})", re.DOTALL | re.IGNORECASE)  # <id>.<ext>, <id>__<user>__<title>.<ext>
 TITLE, LICENSE = ("title", "name"), ("license", "licence", "license_url")
 PREVIEWS = ("preview-hq-ogg", "preview-hq-mp3")  # best first; originals need OAuth2
 
@@ -53,8 +55,11 @@ def tables(path: Path) -> tuple[list[Path], list[Path]]:
     found = [each for each in sorted(beside.glob("*")) if each.suffix.lower() in (".parquet", ".csv", ".tsv")]
     found = [each for each in found if path.is_dir() or "licen" in each.name.lower()]  # the rest may be anything
     columns = {each: set(map(tidy, read_table(each).columns)) for each in {*found, *([path] if path.is_file() else [])}}
-    dumps = [path] if path.is_file() else [each for each in found if columns[each].intersection(TITLE)]
-    dumps = [each for each in dumps if each.suffix == dumps[0].suffix]  # a dump may be there as CSV and as Parquet
+    titled = [path] if path.is_file() else [each for each in found if columns[each].intersection(TITLE)]
+    dumps = [each for each in titled if not only_licenses(columns[each])] or titled
+    if len({each.suffix.lower() for each in dumps}) > 1:  # likely the same one twice
+        raise BuildError(f"{path} holds dumps of several kinds, {listing([each.name for each in dumps])}: "
+                         "give one of them with --input")  # fmt: skip
     if not dumps:
         raise missing(path, "freesound", "a table (Parquet or CSV) with the columns id and title")
     for each in dumps:
@@ -62,6 +67,11 @@ def tables(path: Path) -> tuple[list[Path], list[Path]]:
             raise BuildError(f"{each} has no column id or no column title: is it a dump of Freesound's metadata?")
     named = {"id"}, set(LICENSE)
     return dumps, [each for each in found if each not in dumps and all(map(columns[each].intersection, named))]
+
+
+def only_licenses(columns: set[str]) -> bool:
+    """Whether a table with these columns is one of licences, which may have titles too."""
+    return bool(columns.intersection(LICENSE)) and not columns & {"description", "tags"}
 
 
 def tidy(column: object) -> str:
@@ -88,8 +98,8 @@ def licenses_by_id(found: list[Path]) -> dict[str, str]:
 def audio_by_id(sounds: Sounds) -> dict[str, str]:
     """{id: location} of the audio files that are here, in folders of any depth and in archives."""
     found: dict[str, str] = {}
-    for folder in sounds.folders:
-        for place, _, names in tree(folder):
+    for root in sounds.folders:
+        for place, _, names in tree(root):
             found |= {match[1]: to_location(place / name) for name in names if (match := FILE.fullmatch(name))}
     packed = ((FILE.fullmatch(name), location) for name, location in sounds.packed.items())
     return found | {match[1]: location for match, location in packed if match}
@@ -116,7 +126,7 @@ def to_clip(row: dict[str, Any], audio: dict[str, str], sounds: Sounds | None, l
         id=f"freesound/{id or 'unknown'}",
         source="freesound",
         location=audio.get(id) or remote or (sounds.locate(f"{id}.wav") if sounds else ""),
-        captions=(from_title(title), described(said.get("description", ""))),
+        captions=tuple(dict.fromkeys((from_title(title), described(said.get("description", ""))))),
         tags=tags(cells.get("tags")),
         license=first(said, *LICENSE) or license,
         author=author,

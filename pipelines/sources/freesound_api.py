@@ -1,6 +1,6 @@
 """The results of a search of Freesound's API, page after page.
 
-The API key comes from the environment variable FREESOUND_TOKEN and goes into a header, only to the host of the search.
+The API key comes from the environment variable FREESOUND_TOKEN and goes into a header, to freesound.org alone.
 """
 
 import json
@@ -32,7 +32,7 @@ def search(url: str, private: bool = False) -> Iterator[dict[str, Any]]:
 
     `private` admits addresses of private networks, for tests.
     """
-    token, page, seen = read_token(), first_page(url), set()
+    token, page, seen = read_token(), first_page(url, private), set()
     while page:
         seen.add(page)
         answer = fetch(page, token, private)
@@ -50,13 +50,17 @@ def read_token() -> str:
     return token
 
 
-def first_page(url: str) -> str:
-    """The search with the fields that we read and the largest pages; BuildError if it is no search or holds a key."""
+def first_page(url: str, private: bool) -> str:
+    """The search with the fields that we read and the largest pages; BuildError if it is no search or holds a key.
+
+    Nor may it be of another host or in the clear, where the key would be read along.
+    """
     parts = urlsplit(url)
     asked = dict(parse_qsl(parts.query, keep_blank_values=True))
     if "token" in asked or parts.username:
         raise BuildError("the API key must not stand in the URL, which is kept: set FREESOUND_TOKEN to it instead")
-    if not parts.path.startswith("/apiv2/search"):
+    here = private or (parts.scheme, parts.netloc.lower()) == ("https", "freesound.org")
+    if not here or not parts.path.startswith("/apiv2/search"):
         raise BuildError(f"{url} is no search: want https://freesound.org/apiv2/search/?query=...&filter=...")
     query = urlencode(asked | {"fields": FIELDS, "page_size": str(PAGE_SIZE)})
     return parts._replace(query=query, fragment="").geturl()

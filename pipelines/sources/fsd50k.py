@@ -13,6 +13,7 @@ from pipelines.clip import Clip, to_json
 from pipelines.disk import BuildError
 from pipelines.sources.corpus import Sounds, find
 from pipelines.sources.published import freesound, rows_with, spaced
+from pipelines.sources.table import several
 
 if TYPE_CHECKING:
     from pipelines.sources import Reading
@@ -49,21 +50,22 @@ def read_subset(root: Path, table: Path, subset: str) -> Iterator[Clip]:
     name = f"FSD50K.{subset}_audio"
     sounds = Sounds(table.parent.parent, name) if root.is_file() else Sounds(root, name, f"{name}.zip", md5=MD5)
     known = read_info(table, subset)
-    for row in rows_with(("fname", "labels"), table):
+    for row in rows_with(("fname", "labels", "split") if subset == "dev" else ("fname", "labels"), table):
         number, info = row["fname"], known.get(row["fname"], {})
         labels = tuple(word for each in row["labels"].split(",") if (word := spaced(each)))
-        tags = [tag for tag in info.get("tags") or [] if isinstance(tag, str)]
+        if subset == "dev" and row["split"] not in SPLITS:
+            raise BuildError(f"{table} has the split {row['split']!r}: want {' or '.join(SPLITS)}")
         yield Clip(
             id=f"fsd50k/{number}",
             source="fsd50k",
             location=sounds.locate(f"{number}.wav"),
-            tags=tuple(dict.fromkeys([*labels, *tags])),
+            tags=tuple(dict.fromkeys([*labels, *several(info.get("tags"))])),
             labels=labels,
             license=str(info.get("license") or ""),
             author=str(info.get("uploader") or ""),
             title=str(info.get("title") or ""),
             url=f"https://freesound.org/s/{number}/",
-            split="test" if subset == "eval" else SPLITS.get(row.get("split", ""), "train"),
+            split="test" if subset == "eval" else SPLITS[row["split"]],
             recording=freesound(number),
             original=to_json(row | info),
         )

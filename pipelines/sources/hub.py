@@ -22,7 +22,7 @@ from pipelines.remote import is_remote, list_remote, open_remote
 from pipelines.sources import folder
 from pipelines.sources.rows import PIECE, Table, plain, telling
 from pipelines.sources.table import (
-    SPLITS,
+    IN_NAMES,
     Layout,
     Piece,
     piece_to_clips,
@@ -31,6 +31,7 @@ from pipelines.sources.table import (
     recognise,
     several,
     split_named,
+    splits_in,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
 NUMBERED = re.compile(r"(.+?)-\d{5}-of-\d{5}")  # of a shard's name
 OF_RECORDING = ("start", "end", "size", "sha256")
-RECORDING = re.compile(r"freesound:\d+|youtube:\S+")
 
 
 def clips(path: Path | str, reading: "Reading") -> Iterator[Clip]:
@@ -51,7 +51,7 @@ def clips(path: Path | str, reading: "Reading") -> Iterator[Clip]:
         yield clip if clip.license else replace(clip, license=license)
     for clip in [] if found else folder.clips(path, reading):
         name, license = clip.id.partition("/")[2], clip.license or license
-        yield replace(clip, id=f"hub/{name}", source="hub", split=clip.split or split_of(name), license=license)
+        yield replace(clip, id=f"hub/{name}", source="hub", split=clip.split or split_above(name), license=license)
 
 
 def shards(root: str) -> list[str]:
@@ -75,8 +75,12 @@ def license_of(root: str) -> str:
     try:
         with opened(f"{root}/README.md") as handle:
             front = yaml.safe_load(handle.read(2**20).decode("utf-8", "replace").split("---\n")[1])
-    except (Rejected, IndexError, yaml.YAMLError):
-        return ""  # no card, or none for programs
+    except Rejected as why:
+        if why.reason != "missing-file":
+            raise BuildError(f"cannot read the card of {root}: {why.detail}: run the same command again") from why
+        return ""
+    except (IndexError, yaml.YAMLError):
+        return ""  # a card that is none for programs
     stated = front.get("license") if isinstance(front, dict) else None
     return stated if isinstance(stated, str) and stated not in ("other", "unknown") else ""
 
@@ -93,14 +97,18 @@ def opened(url: str) -> Iterator[BinaryIO]:
 
 
 def split_of(name: str) -> str:
-    """The split that the path of a shard or file tells: its own name first, then its folders; "" if none does."""
+    """The split that the path of a shard tells: its own name first, then its folders; "" if none does."""
     *folders, file = name.rpartition(".")[0].split("/")
     for part in (file, *reversed(folders)):
-        known = [word for word in re.split(r"[^a-z]+", part.lower()) if word in SPLITS and word != "all"]
-        if known:
-            return SPLITS[known[-1]]
+        if known := splits_in(part):
+            return known[-1]
     numbered = NUMBERED.fullmatch(file)
     return split_named(numbered[1]) if numbered else ""
+
+
+def split_above(name: str) -> str:
+    """The split of a file of an audiofolder: the outermost folder that is called like one; "" if none is."""
+    return next((IN_NAMES[each] for each in name.lower().split("/")[:-1] if each in IN_NAMES), "")
 
 
 # ---- one shard
@@ -234,13 +242,18 @@ def named(cell: Any, names: list[str] | None) -> Any:
 
 def with_ours(piece: Piece) -> Iterator[Clip]:
     """The clips of a piece with those fields that only a dataset of Clapboard publishes."""
-    names = ("generated", "generated_by", "generated_scores", "recording")
+    names = ("generated", "generated_by", "generated_scores")
     blank: list[Any] = [None] * len(piece.numbers)
     columns = [piece.cells[piece.layout.names.index(name)] if name in piece.layout.names else blank for name in names]
-    for clip, said, by, scores, recording in zip(piece_to_clips(piece), *columns, strict=True):
-        if sentences := tuple(several(said)):
-            scores = tuple(scores) if isinstance(scores, list) and len(scores) == len(sentences) else ()
-            clip = replace(clip, generated=sentences, generated_by=str(by or ""), generated_scores=scores)
-        if isinstance(recording, str) and RECORDING.fullmatch(recording):
-            clip = replace(clip, recording=recording)
+    for clip, said, by, scores in zip(piece_to_clips(piece), *columns, strict=True):
+        if isinstance(said, list) and isinstance(by, str) and by:  # anybody may call a column "generated"
+            sentences = tuple(several(said))
+            ours = isinstance(scores, list) and len(scores) == len(sentences) and all(map(is_score, scores))
+            clip = replace(clip, generated=sentences, generated_by=by, generated_scores=tuple(scores) if ours else ())
         yield clip
+
+
+def is_score(score: Any) -> bool:
+    """Whether it is what our captioner says of a sentence."""
+    return (isinstance(score, dict) and set(score) == {"coverage", "invention", "logprob"}
+            and all(isinstance(value, float) for value in score.values()))  # fmt: skip

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from pipelines.archive import Member, member_location, members, open_member
 from pipelines.clip import Clip, Rejected, to_json
 from pipelines.disk import BuildError
+from pipelines.recording import FREESOUND
 from pipelines.sources.corpus import missing
 from pipelines.sources.published import freesound
 from pipelines.sources.rows import read_table
-from pipelines.sources.table import SPLITS, natural, several, text
+from pipelines.sources.table import SPLITS, natural, several, splits_in, text
 from pipelines.text import public
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ TABLES = (".csv", ".parquet")
 T5 = "laion-t5"
 AUDIO = (".flac", ".wav", ".mp3", ".ogg")
 CAPTION = re.compile(r"caption_?\d*")
-ON_FREESOUND = re.compile(r"freesound\.org/(?:apiv2/sounds|people/[^/]+/sounds|s)/(\d+)")
 LARGEST_JSON = 2**24  # bytes
 
 
@@ -82,7 +82,7 @@ def from_row(row: dict[str, Any], path: Path, number: int) -> Clip:
         url=f"https://freesound.org/s/{credit.partition(':')[2]}/" if credit else public(url),
         split=split_in(path.stem),
         recording=credit,
-        original=to_json({name: public(cell) if isinstance(cell, str) else cell for name, cell in row.items()}),
+        original=to_json(row),
         **written_by_t5(row.get("caption_t5")),
         **credits(row),
     )
@@ -95,7 +95,7 @@ def from_row(row: dict[str, Any], path: Path, number: int) -> Clip:
 
 def split_in(stem: str) -> str:
     """The split that a table's name tells, "" if it names none or several (freesound_train+test)."""
-    found = {SPLITS[word] for word in re.split(r"[^a-z]+", stem.lower()) if word in SPLITS and word != "all"}
+    found = set(splits_in(stem))
     return found.pop() if len(found) == 1 else ""
 
 
@@ -103,7 +103,7 @@ def of_freesound(data: dict[str, Any]) -> str:
     """The Freesound recording that metadata name, by an id or an address; "" if none."""
     names = ["freesound_id", "fsID", "sound_id", *(["fname"] if "mids(class_label_id)" in data else [])]  # of FSD50K
     ids = [text(data.get(name)) for name in names]
-    found = [match[1] for cell in data.values() if isinstance(cell, str) and (match := ON_FREESOUND.search(cell))]
+    found = [match[1] for cell in data.values() if isinstance(cell, str) and (match := FREESOUND.search(cell))]
     return next((recording for each in ids + found if (recording := freesound(each))), "")
 
 
@@ -146,16 +146,22 @@ def read_sizes(folder: Path) -> dict[str, int]:
 
 
 def read_tar(tar: Path) -> Iterator[Clip]:
-    """The clips of a tar in its order; BuildError if it holds another number of pairs than sizes.json says."""
+    """The clips of a tar in its order; BuildError if it holds another number of pairs than sizes.json says.
+
+    Where a key has two sounds, the first is the pair's; the others follow all pairs, as halves.
+    """
     pairs: dict[str, dict[str, Member]] = {}
+    others: dict[str, dict[str, Member]] = {}
     for member in members(tar):
         key, dot, kind = member.name.rpartition(".")
         if f"{dot}{kind.lower()}" in (*AUDIO, ".json"):
-            pairs.setdefault(key, {})["json" if kind.lower() == "json" else "audio"] = member
+            half = "json" if kind.lower() == "json" else "audio"
+            if pairs.setdefault(key, {}).setdefault(half, member) is not member:
+                others[member.name] = {half: member}
     wanted = read_sizes(tar.parent).get(tar.name, len(pairs))
     if wanted != len(pairs):
         raise BuildError(f"{tar} holds {len(pairs)} pairs, but its sizes.json says {wanted}: fetch it again")
-    for key, pair in pairs.items():
+    for key, pair in [*pairs.items(), *others.items()]:
         yield from_pair(tar, key, pair)
 
 

@@ -8,6 +8,7 @@ from pipelines.clip import Clip, to_json
 from pipelines.disk import BuildError
 from pipelines.sources.corpus import Sounds, find
 from pipelines.sources.published import compare, spaced
+from pipelines.sources.table import several
 
 if TYPE_CHECKING:
     from pipelines.sources import Reading
@@ -39,7 +40,7 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
             source="macs",
             location=sounds.locate(name) if name else "",
             captions=tuple(text for each in said if (text := str(each.get("sentence") or ""))),
-            tags=tuple(dict.fromkeys(spaced(str(tag)) for each in said for tag in each.get("tags") or [])),
+            tags=tuple(dict.fromkeys(spaced(tag) for each in said for tag in several(each.get("tags")))),
             license=LICENSE,
             title=Path(name).stem,
             original=to_json(entry),
@@ -56,11 +57,11 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
             content = yaml.load(handle, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # C: 20 times as fast
     except yaml.YAMLError as error:
         raise BuildError(f"cannot read {path}: {error}: fetch it again") from error
-    if not isinstance(content, dict) or "files" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("files"), list):
         raise BuildError(f"{path} has no list `files`: is it the published MACS.yaml?")
     return listed(content["files"])
 
 
 def listed(items: Any) -> list[dict[str, Any]]:
-    """Those items of a list that have fields."""
-    return [item for item in items or [] if isinstance(item, dict)]
+    """Those items of a list that have fields; none of what is no list."""
+    return [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []

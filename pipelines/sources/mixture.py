@@ -5,7 +5,7 @@
     [[source]]
     name = "freesound"
     input = "freesound"                        # below --data-root, else below the recipe's own folder
-    weight = 1.0                               # for training; the report and the card carry it
+    weight = 1.0                               # for training; the card shows it
     published = { clips = 515581, hours = 3033.38 }
 
 Ids, splits, folds and captions are each source's own. A source whose input is not there is an error that lists all
@@ -26,8 +26,9 @@ from pipelines.remote import is_remote
 if TYPE_CHECKING:
     from pipelines.sources import Reading
 
-KEYS = {"name", "input", "weight", "published"}
-TOP = {"title", "description", "exclude_evaluation", "source"}
+TOP = {"title": str, "description": str, "exclude_evaluation": list, "source": list}
+KEYS = {"name": str, "input": str, "weight": int | float, "published": dict}
+COUNTS = {"clips": int | float, "hours": int | float}  # as published
 
 
 @dataclass(frozen=True)
@@ -97,25 +98,44 @@ def obtain(ingredient: Ingredient) -> str:
 
 def read_mixture(path: Path, reading: "Reading") -> Mixture:
     """A recipe; raises BuildError for what it must not say."""
-    from pipelines.sources import SOURCES
-
+    if reading.column or reading.labels_from_folders:
+        raise BuildError(f"--column and --labels-from-folders are for one source alone, and {path} is a recipe")
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BuildError(f"cannot read the recipe {path}: {error}") from error
-    tables = said.get("source", [])
-    for table in tables:
-        if not KEYS >= set(table) >= {"name", "input"} or table["name"] not in set(SOURCES) - {"recipe"}:
-            raise BuildError(f"{path}: each [[source]] has name (of a source) and input, and may have weight and "
-                             f"published: {table}")  # fmt: skip
-    if not tables or not set(said) <= TOP:
-        raise BuildError(f"{path}: want [[source]] tables, and beside them only {', '.join(sorted(TOP))}")
+    refuse(path, said)
     root = corpora(path, reading)
     return Mixture(
         said.get("title", path.stem),
         said.get("description", ""),
         tuple(said.get("exclude_evaluation", ())),
-        tuple(Ingredient(**table | {"input": place(table["input"], root)}) for table in tables),
+        tuple(Ingredient(**table | {"input": place(table["input"], root)}) for table in said["source"]),
+    )
+
+
+def refuse(path: Path, said: dict[str, Any]) -> None:
+    """Raise BuildError unless a recipe holds what it should, in the types that it should."""
+    from pipelines.sources import SOURCES
+
+    tables, apart = said.get("source"), said.get("exclude_evaluation", [])
+    if not tables or not shaped(said, TOP) or not all(isinstance(name, str) for name in apart):
+        raise BuildError(f"{path}: want [[source]] tables, and beside them only a title, a description and a list of "
+                         "names exclude_evaluation")  # fmt: skip
+    for table in tables:
+        good = shaped(table, KEYS) and "input" in table and shaped(table.get("published", {}), COUNTS)
+        if not good or table.get("name") not in set(SOURCES) - {"recipe"}:
+            raise BuildError(f"{path}: each [[source]] has name (of a source) and input, and may have weight, a "
+                             f"number, and published, numbers of clips and hours: {table}")  # fmt: skip
+    names = [table["name"] for table in tables]
+    if again := next((name for name in names if names.count(name) > 1), ""):
+        raise BuildError(f"{path} names the source {again} twice: its clips would be counted together; name it once")
+
+
+def shaped(table: Any, types: dict[str, Any]) -> bool:
+    """Whether it is a table of no other keys than these, each of its type; a truth value is no number."""
+    return isinstance(table, dict) and all(
+        isinstance(value, types.get(key, ())) and not isinstance(value, bool) for key, value in table.items()
     )
 
 

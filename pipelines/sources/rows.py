@@ -85,8 +85,7 @@ def from_text(path: Path, separator: str) -> Table:
         with pd.read_csv(path, chunksize=PIECE, **options) as reader:
             while (frame := advance(reader)) is not None:
                 piece = cells(frame)
-                if len(columns) > 1:
-                    refuse_open_quote(piece, separator)
+                refuse_open_quote(piece, separator)
                 yield piece
 
     return Table(columns, pieces)
@@ -111,14 +110,19 @@ def cells(frame: "pd.DataFrame") -> list[list[Any]]:
 
 def refuse_open_quote(piece: list[list[Any]], separator: str) -> None:
     """Raise ValueError for a cell that holds whole rows, because a quote before them was not closed."""
-    for cell in chain.from_iterable(piece):
-        if isinstance(cell, str) and "\n" in cell and most(cell, separator) >= len(piece) - 1:
-            raise ValueError(f"a quote is not closed and swallows other rows: {cell[:60]!r}")
+    if len(piece) > 1:
+        for cell in chain.from_iterable(piece):
+            if isinstance(cell, str) and "\n" in cell and holds_rows(cell, separator, len(piece) - 1):
+                raise ValueError(f"a quote is not closed and swallows other rows: {cell[:60]!r}")
 
 
-def most(cell: str, separator: str) -> int:
-    """How many separators the line with most of them holds."""
-    return max(line.count(separator) for line in cell.splitlines())
+def holds_rows(cell: str, separator: str, wanted: int) -> bool:
+    """Whether the lines after a cell's first are rows, with the separators `wanted` in each, the last one cut short.
+
+    At least two, since a line of prose may have as many commas; those with a space behind them are prose.
+    """
+    *whole, last = [line.replace(separator + " ", "").count(separator) for line in cell.split("\n")[1:]]
+    return bool(whole) and set(whole) == {wanted} and 0 < last <= wanted
 
 
 def from_json(path: Path) -> Table:

@@ -59,6 +59,8 @@ SPLITS = {
     "all": "all_",  # the name by which all splits are read together
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
+# In names of files, where "all" is no split, and "dev" what `datasets` takes it for
+IN_NAMES = {name: split for name, split in SPLITS.items() if name != "all"} | {"dev": "validation"}
 
 
 def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
@@ -311,7 +313,6 @@ def is_file(path: Path) -> bool:
 def piece_to_clips(piece: Piece) -> Iterator[Clip]:
     """A clip from each row; one that names no place is rejected as "missing-file", no true section as "bad-section"."""
     places, names, sections = piece.where(), piece.layout.names, piece.sections()
-    cells = [list(map(published, column)) for column in piece.cells]
     known: dict[str, list[Any]] = {
         "id": ids(piece),
         "source": [piece.layout.source] * len(places),
@@ -335,7 +336,7 @@ def piece_to_clips(piece: Piece) -> Iterator[Clip]:
         "duration": piece.floats("duration"),
         "sample_rate": piece.integers("sample_rate"),
         "channels": piece.integers("channels"),
-        "original": [to_json(dict(zip(names, row, strict=True))) for row in zip(*cells, strict=True)],
+        "original": [to_json(dict(zip(names, row, strict=True))) for row in zip(*piece.cells, strict=True)],
     }
     rows = zip(*known.values(), strict=True)
     for number, place, section, values in zip(piece.numbers, places, sections, rows, strict=True):
@@ -347,21 +348,17 @@ def piece_to_clips(piece: Piece) -> Iterator[Clip]:
         yield clip
 
 
-def published(cell: Any) -> Any:
-    """A cell with the addresses in it as they may be published."""
-    if isinstance(cell, str):
-        return public(cell)
-    if isinstance(cell, list):
-        return list(map(published, cell))
-    return {name: published(item) for name, item in cell.items()} if isinstance(cell, dict) else cell
-
-
 def text(cell: Any) -> str:
     """A cell as text, "" for a missing one; an Audio column's is its path."""
     if isinstance(cell, str):
         return cell.strip()
     cell = cell.get("path") if isinstance(cell, dict) else cell
     return "" if cell is None else str(cell).strip()
+
+
+def splits_in(name: str) -> list[str]:
+    """The splits that the words of a file's name tell."""
+    return [IN_NAMES[word] for word in re.split(r"[^a-z]+", name.lower()) if word in IN_NAMES]
 
 
 def split_named(name: str) -> str:

@@ -8,6 +8,7 @@ from pipelines.clip import Clip, to_json
 from pipelines.english import from_title
 from pipelines.sources.corpus import Sounds, find, read_rows
 from pipelines.sources.wavcaps import listed
+from pipelines.text import public
 
 if TYPE_CHECKING:
     from pipelines.sources import Reading
@@ -22,7 +23,7 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
     for row in read_rows(find(path, "wavtext5k", "WavText5K.csv"), usecols=COLUMNS, encoding_errors="replace"):
         name, link = Path(row["fname"]).name, row["download_link"]  # a name that holds a path is not followed
         yield Clip(
-            id=f"wavtext5k/{name or link}",
+            id=f"wavtext5k/{name or public(link)}",
             source="wavtext5k",
             location=(name and sounds.find(name)) or (link if link.startswith("http") else sounds.locate(name)),
             captions=(row["description"].strip() or from_title(row["title"]),),

@@ -1,0 +1,161 @@
+"""What can be embedded, files, arrays and rows of a dataset, as mono waveforms at the model's rate."""
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from clap.data import DataError, Dataset, decode, read_group
+
+if TYPE_CHECKING:
+    from clap.model import CLAP
+
+SOUNDS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
+EXACT = {"WAV", "WAVEX", "FLAC", "AIFF", "AU", "CAF", "W64"}  # formats in which a seek is exact to the sample
+WORKERS = 4
+
+
+def waveforms(clips: Any, sample_rate: int, wanted: int, window: int, mode: str) -> Iterator[np.ndarray]:
+    """Mono (samples,) at `wanted` Hz, float32, or int16 of a dataset, decoded in threads a few clips ahead.
+
+    `window` is the length of the model's clips; with the mode "centre" longer ones come cut to it. Raises DataError,
+    which names the clip.
+    """
+    cut = window if mode == "centre" else 0
+    if isinstance(clips, Dataset):
+        if clips.sample_rate != wanted:
+            raise DataError(
+                f"{clips.name} is opened at {clips.sample_rate} Hz, the model expects {wanted}: rebuild the dataset "
+                f"with --sample-rate {wanted}"
+            )
+        return ahead(compressed(clips), lambda item: from_row(clips, item, cut))
+    numbers = getattr(getattr(clips, "dtype", None), "kind", "f") not in "OSUT"  # not an array of paths or of arrays
+    if isinstance(clips, str | Path) or (numbers and getattr(clips, "ndim", 2) == 1):
+        clips = [clips]
+
+    def one(item: tuple[int, Any]) -> np.ndarray:
+        index, clip = item
+        if isinstance(clip, str | Path):
+            return centre(checked(*from_file(clip, wanted, cut), wanted, str(clip)), cut)
+        array = clip.detach().cpu().numpy() if isinstance(clip, torch.Tensor) else np.asarray(clip)
+        return centre(checked(array, sample_rate, wanted, f"clip {index}"), cut)
+
+    return ahead(enumerate(clips), one)
+
+
+def ahead(items: Iterable[Any], work: Callable[[Any], np.ndarray]) -> Iterator[np.ndarray]:
+    """What `work` makes of the items, in order, in threads; never more than a few items before they are wanted."""
+    iterator, pending = iter(items), deque[Future[np.ndarray]]()
+    with ThreadPoolExecutor(WORKERS) as threads:
+        while True:
+            pending.extend(threads.submit(work, item) for item in islice(iterator, 2 * WORKERS - len(pending)))
+            if not pending:
+                return
+            yield pending.popleft().result()
+
+
+def compressed(data: Dataset) -> Iterator[tuple[int, Any]]:
+    """Every row with its compressed audio, of which one row group is held at a time."""
+    for rows in data.members():
+        flacs = read_group(*data.groups[data.group[rows[0]]])
+        yield from ((row, flacs[data.offset[row]]) for row in rows.tolist())
+
+
+def from_row(data: Dataset, item: tuple[int, Any], cut: int) -> np.ndarray:
+    """One clip (samples,) int16, of a longer one the centre window of `cut` samples (0: no limit); not filled."""
+    import soundfile
+
+    row, flac = item
+    try:
+        length = soundfile.info(io.BytesIO(flac)).frames
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{data.where(row)}: audio does not decode ({error}): build the dataset again") from error
+    return decode(flac, data.sample_rate, min(length, cut or length), data.where(row))
+
+
+def from_file(path: str | Path, wanted: int, cut: int) -> tuple[np.ndarray, int]:
+    """(channels, samples) float32 and the rate of a file that libsndfile opens; its centre where that will do."""
+    import soundfile
+
+    if not Path(path).is_file():
+        raise DataError(f"{path} is not a file: give the path of a sound")
+    try:
+        with soundfile.SoundFile(path) as file:
+            exact = cut and file.samplerate == wanted and file.format in EXACT and file.frames > cut
+            if exact:
+                file.seek((file.frames - cut) // 2)
+            return file.read(cut if exact else -1, dtype="float32", always_2d=True).T, file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{path} does not decode ({error}): give wav, flac, ogg or mp3") from error
+
+
+def checked(waveform: np.ndarray, rate: int, wanted: int, where: str) -> np.ndarray:
+    """Mono (samples,) float32 at `wanted` Hz; DataError if it is empty or not finite."""
+    if waveform.dtype != np.int16 and not np.issubdtype(waveform.dtype, np.floating):
+        raise DataError(f"{where} is of {waveform.dtype}: give floats in [-1, 1], or int16")
+    waveform = mono(waveform)
+    if rate != wanted:
+        import soxr
+
+        waveform = soxr.resample(waveform, rate, wanted)
+    if not len(waveform):
+        raise DataError(f"{where} is empty: leave it out")
+    if not np.isfinite(waveform).all():
+        raise DataError(f"{where} holds NaN or infinity: leave it out, or decode it again")
+    return waveform
+
+
+def centre(waveform: np.ndarray, cut: int) -> np.ndarray:
+    """The centre window of `cut` samples (0: all), as a copy, so that a batch does not hold its whole clips."""
+    if not 0 < cut < len(waveform):
+        return waveform
+    start = (len(waveform) - cut) // 2
+    return waveform[start : start + cut].copy()
+
+
+def mono(waveform: np.ndarray) -> np.ndarray:
+    """(channels, samples) or (samples,), float or int16 > (samples,) float32, the mean of the channels."""
+    if waveform.ndim > 2 or (waveform.ndim == 2 and len(waveform) > waveform.shape[1] > 0):
+        raise DataError(f"an array of shape {waveform.shape}: give (samples,) or (channels, samples)")
+    if waveform.dtype == np.int16:
+        waveform = waveform / np.float32(32768)
+    if waveform.ndim == 1 or len(waveform) == 1:
+        return np.ascontiguousarray(waveform.reshape(-1), dtype=np.float32)
+    return np.ascontiguousarray(waveform.mean(axis=0), dtype=np.float32)
+
+
+def find(paths: Sequence[str | Path]) -> list[Path]:
+    """Files, and the sounds in folders and below them, sorted; DataError if there is none."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        below = sorted(each for each in path.rglob("*") if each.suffix.lower() in SOUNDS and each.is_file())
+        found += below if path.is_dir() else [path]
+    if not found:
+        raise DataError(f"no sounds in {', '.join(map(str, paths))}: give files or folders of {', '.join(SOUNDS)}")
+    return found
+
+
+def embed_files(
+    model: "CLAP", paths: Sequence[str | Path], out: str | Path, truncation: str = "auto", batch_size: int = 32
+) -> int:
+    """Embed files and folders into `out`, a .npz of `files` (n,) and `embeddings` (n, dim); returns n.
+
+    The file is written beside and renamed: one that is there is whole.
+    """
+    files, out = find(paths), Path(out)
+    embeddings = model.embed_audio(files, truncation=truncation, batch_size=batch_size)
+    temporary = out.with_name(f".{out.name}.tmp")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    with temporary.open("wb") as handle:
+        np.savez(handle, files=np.array([str(path) for path in files]), embeddings=embeddings)
+        handle.flush()
+        os.fsync(handle.fileno())
+    temporary.replace(out)
+    return len(files)
