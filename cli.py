@@ -27,6 +27,7 @@ from pipelines.filter import Filter
 from pipelines.remote import is_remote, upload
 from pipelines.sources import SOURCES, Reading, read_card, source
 from pipelines.text import clean
+from pipelines.train_captioner import Training
 
 app = typer.Typer(
     help="Build audio-text datasets that explain every lost row, and train CLAP on them.",
@@ -298,6 +299,24 @@ def caption(
     from pipelines.recaption import recaption, settled
 
     show_build(out, recaption(out, fill(settled(out), settings), workers, ray_address), as_json)
+
+
+@command("train-captioner", Training)
+def train_captioner(
+    captions: Annotated[list[str], typer.Argument(help="CSV files with a column caption, or datasets.")],
+    out: Annotated[Path, typer.Option(help="Folder of the captioner; run again to continue.")],
+    init: Annotated[str, typer.Option(help="Seq2seq model to fine-tune: folder or Hub id; none: from scratch.")] = "",
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Train a captioner, which writes sentences from keywords, on captions that people wrote.
+
+    Example: python cli.py train-captioner train.csv --out RUN --precision bf16
+    """
+    from pipelines.train_captioner import train_captioner as run
+
+    done = run(captions, out, init, fill(Training(), settings))
+    print(json.dumps(done, indent=1)) if as_json else table(clean(str(out)), done)
 
 
 @command("verify")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.captioner import load
 from pipelines.disk import BuildError, atomic, lock, remove, sync, write_text
 from pipelines.lessons import Lesson, batches, read_lessons
 from pipelines.setting import setting, settings
@@ -119,7 +120,7 @@ def start(out: Path, lessons: list[Lesson], init: str, config: Training) -> Stat
 
     checkpoint, log = out / "training" / "checkpoint.pt", out / "metrics.jsonl"
     torch.manual_seed(config.seed)
-    model, tokenizer = pretrained(init) if init else scratch(lessons, config)
+    model, tokenizer = load(init) if init else scratch(lessons, config)
     model.to(device_of(config.device))
     # T5's first weights differ in size a hundredfold, and so do Adafactor's steps; with AdamW's it learns far slower
     state = State(model, tokenizer, torch.optim.Adafactor(model.parameters(), config.lr))
@@ -132,20 +133,6 @@ def start(out: Path, lessons: list[Lesson], init: str, config: Training) -> Stat
     lines = log.read_text(encoding="utf-8").splitlines(keepends=True) if log.exists() else []
     write_text(log, "".join(line for line in lines if json.loads(line)["step"] <= state.step))
     return state
-
-
-def pretrained(name: str) -> tuple[Any, Any]:
-    """Model and tokenizer of a folder or Hub id, from safetensors only; BuildError where they are out of reach."""
-    from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-
-    try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(name, use_safetensors=True, dtype="float32")
-        return model, AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise BuildError(
-            f"no seq2seq model {name!r}: it is no folder of one with safetensors, and the Hugging Face Hub did not "
-            "give it (offline?). Give a folder that holds one, or leave --init out to train from scratch"
-        ) from error
 
 
 def scratch(lessons: list[Lesson], config: Training) -> tuple[Any, Any]:

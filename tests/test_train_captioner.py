@@ -141,7 +141,7 @@ def test_captions_and_models_that_are_none_are_told_in_a_sentence(captions, tmp_
         train_captioner([table(tmp_path / "text.csv", ["A dog barks"], "text")], tmp_path / "out", "", TINY)
     with pytest.raises(BuildError, match="no caption with a content word"):
         train_captioner([table(tmp_path / "the.csv", ["It is the"])], tmp_path / "out", "", TINY)
-    with pytest.raises(BuildError, match=r"no seq2seq model .* leave --init out"):
+    with pytest.raises(BuildError, match=r"no captioner .* seq2seq model"):
         train_captioner([captions], tmp_path / "out", str(tmp_path), TINY)
 
 
