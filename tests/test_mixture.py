@@ -47,6 +47,13 @@ def test_what_is_missing_is_listed_with_how_to_obtain_it_unless_the_rest_is_want
     assert "without sonniss" in capsys.readouterr().err
 
 
+def test_missing_sources_are_told_before_missing_evaluation_corpora(tmp_path):
+    path = recipe(tmp_path, 'exclude_evaluation = ["esc50"]\n' + RECIPE)
+    done = cli("build-dataset", "recipe", "--input", path, "--out", tmp_path / "out", check=False)
+    assert done.returncode == 1 and "1 of 2 sources are not there. sonniss" in done.stderr
+    assert not (tmp_path / "out/build/recipe.json").exists()
+
+
 def test_inputs_are_below_the_data_root_where_one_is_given(tmp_path):
     path = recipe(tmp_path / "recipes")
     write(tmp_path / "data" / "dogs" / "x dog.wav")

@@ -60,7 +60,12 @@ def clips(path: Path, reading: "Reading") -> Iterator[Clip]:
     """Clips of all ingredients, one after another in the order of the recipe."""
     from pipelines.sources import Reading, source
 
-    for each in present(read_mixture(path, reading), reading.available):
+    mixture = read_mixture(path, reading)
+    found = present(mixture, reading.available)
+    for each in mixture.ingredients:
+        if each not in found:
+            print(f"without {each.name}, which is not in {each.input}: {obtain(each)}", file=sys.stderr)
+    for each in found:
         yield from source(each.name).clips(each.input, Reading())
 
 
@@ -70,7 +75,13 @@ def inputs(path: Path, reading: "Reading") -> list[Path | str]:
 
 
 def corpora(path: Path, reading: "Reading") -> Path:
-    """The folder below which all inputs are, and the corpora of the evaluation."""
+    """The folder below which the corpora of the evaluation are, too; BuildError where ingredients are missing."""
+    present(read_mixture(path, reading), reading.available)
+    return root_of(path, reading)
+
+
+def root_of(path: Path, reading: "Reading") -> Path:
+    """The folder below which all inputs are."""
     return Path(reading.data_root or path.parent).absolute()
 
 
@@ -84,8 +95,6 @@ def present(mixture: Mixture, available: bool) -> list[Ingredient]:
             f"{len(missing)} of {len(mixture.ingredients)} sources are not there. {told}. Obtain them, name their "
             "folder with --data-root, or go on without them with --available"
         )
-    for each in missing:
-        print(f"without {each.name}, which is not in {each.input}: {obtain(each)}", file=sys.stderr)
     return found
 
 
@@ -105,7 +114,7 @@ def read_mixture(path: Path, reading: "Reading") -> Mixture:
     except (OSError, ValueError) as error:
         raise BuildError(f"cannot read the recipe {path}: {error}") from error
     refuse(path, said)
-    root = corpora(path, reading)
+    root = root_of(path, reading)
     return Mixture(
         said.get("title", path.stem),
         said.get("description", ""),
