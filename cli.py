@@ -41,7 +41,10 @@ app.add_typer(evaluate, name="evaluate")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for scripts.")]
 Out = Annotated[Path, typer.Argument(help="Folder of a build, as given to build-dataset --out.")]
 Built = Annotated[Path, typer.Argument(help="Folder of a build, or a dataset's own folder.")]
-Model = Annotated[str, typer.Option(help="A run folder, a checkpoint folder or a Hub id.")]
+Model = Annotated[
+    str,
+    typer.Option(help="A run, a checkpoint, a LAION .pt, a Hub id, msclap:2023, wav2clip or package.module:function."),
+]
 Data = Annotated[list[str], typer.Option(help="A dataset: a folder or a Hub id; may be repeated.")]
 Split = Annotated[str, typer.Option(help="Split of the dataset, or all.")]
 Folds = Annotated[str, typer.Option(help="Only these folds, such as 4 or 1,2.")]
@@ -415,8 +418,13 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Folder of the run; run again to continue.")],
     preset: Annotated[
-        str, typer.Option(help="Settings to start from, instead of the defaults below: " + ", ".join(PRESETS))
-    ] = "tiny",
+        str | None,
+        typer.Option(
+            help="Settings to start from, instead of the defaults below: "
+            + ", ".join(PRESETS)
+            + ". Default: tiny, or finetune with --init."
+        ),
+    ] = None,
     as_json: Json = False,
     **settings: Any,
 ) -> None:
@@ -424,12 +432,15 @@ def train(
 
     Example: python cli.py train --data OUT/dataset --out RUN --preset tiny --folds 1,2,3
     """
+    preset = preset or ("finetune" if settings.get("init") else "tiny")
     if preset not in PRESETS:
         raise ClapError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
     from clap.train import train as run
 
     config = fill(PRESETS[preset], settings)
     metrics = run(replace(config, model=fill(config.model, settings)), data, out)
+    if not metrics:
+        return  # one of several processes, of which the first one speaks
     print(json.dumps(metrics, indent=1)) if as_json else table(f"{out}", {**metrics, "run": out, "best": out / "best"})
 
 
@@ -476,6 +487,36 @@ def zero_shot(
         score = "map" if "map" in result else "accuracy"
         table("zero-shot", {score: f"{result[score]:.4f}", "chance": f"{result['chance']:.4f}", "n": result["n"]})
         table("per class", {name: f"{value:.4f}" for name, value in result["per_class"].items()})
+
+
+@command("paper", of=evaluate)
+def paper(
+    model: Model,
+    data_root: Annotated[Path, typer.Option(help="Folder of corpora: esc50/dataset, clotho/dataset, ...")],
+    out: Annotated[Path, typer.Option(help="Folder for paper.json, paper.md, paper.png and embeddings.")],
+    prompts: Annotated[
+        str, typer.Option(help="paper, ensemble, or a file with a prompt a line, {} for the label.")
+    ] = "paper",
+    truncation: Annotated[
+        str, typer.Option(help="Of long clips: auto, centre, chunks, random (the paper's); fused models: fixed-thirds.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(min=0, help="Of random crops and of the bootstrap.")] = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """The evaluations of LAION-CLAP's paper on the corpora at hand, beside published figures, with intervals.
+
+    Exits 1 if a corpus is there and cannot be scored.
+
+    Example: python cli.py evaluate paper --model RUN --data-root DATA --out PAPER
+    """
+    from clap.paper import CORPORA, measure
+
+    obtain = {name: read_card(name)["obtain"] for name in CORPORA}
+    found = measure(load(model, device), data_root, out, model, prompts, truncation, seed, obtain)
+    print(json.dumps(found, indent=1) if as_json else (out / "paper.md").read_text(encoding="utf-8"))
+    if found["skipped"]:
+        raise typer.Exit(1)
 
 
 @command("captioner", of=evaluate)
@@ -589,18 +630,19 @@ def export(
 
     Example: python cli.py export --model RUN --out clap-transformers
     """
+    from clap import CLAP
     from clap.export import to_transformers
 
-    to_transformers(load(model, "cpu"), out)
+    to_transformers(CLAP.from_pretrained(model), out)
     print(out)
 
 
 def load(model: str, device: str = "auto") -> Any:
-    """The model of a run, checkpoint or Hub id on a device."""
-    from clap import CLAP
-    from clap.train import choose_device
+    """The model of a run, checkpoint or Hub id, or another's system (clap/systems.py), on a device."""
+    from clap.distributed import choose_device
+    from clap.systems import open_model
 
-    return CLAP.from_pretrained(model, choose_device(device))
+    return open_model(model, choose_device(device))
 
 
 def names(text: str) -> list[str] | None:
@@ -623,6 +665,170 @@ def show_retrieval(result: dict[str, dict[str, float]], as_json: bool) -> None:
     else:
         for way, scores in result.items():
             table(way.replace("_", " "), {name: f"{value:.4g}" for name, value in scores.items()})
+
+
+# ---- search
+
+
+@command("index")
+def index(
+    source: Annotated[str, typer.Argument(help="A dataset (a folder, a Hub id), or a folder of sounds.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Folder of the index; run again to take in what has changed.")],
+    truncation: Annotated[
+        str, typer.Option(help="Of long clips: auto, centre, chunks (their mean); fused models: fixed-thirds.")
+    ] = "auto",
+    split: Split = "all",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Index sounds by their embeddings, to be searched; run again, only what is new or changed is embedded.
+
+    Example: python cli.py index OUT/dataset --model RUN --out INDEX
+    """
+    from clap.search.index import build_index
+
+    done = build_index(load(model, device), source, out, truncation=truncation, split=split, name=model)
+    print(json.dumps(done, indent=1)) if as_json else table(clean(str(out)), done)
+    if done["skipped"] and not as_json:
+        print(f"Warning: {done['skipped']} clips do not decode: see {out / 'skipped.csv'}", file=sys.stderr)
+
+
+@command("search")
+def search(
+    index: Annotated[Path, typer.Argument(help="Folder of an index.")],
+    text: Annotated[str, typer.Argument(help="What to look for, in words.")] = "",
+    like: Annotated[str, typer.Option(metavar="FILE", help="A sound to find the like of, instead of a text.")] = "",
+    k: Annotated[int, typer.Option("-k", min=1, help="How many clips.")] = 10,
+    sources: Annotated[str, typer.Option("--source", help="Only of these sources, such as freesound,bbc.")] = "",
+    licenses: Annotated[
+        str, typer.Option("--license", help="Only under these licences (each with all its versions): CC0,CC-BY.")
+    ] = "",
+    model: Annotated[str, typer.Option(help="The model of the index, where it is no longer where it was.")] = "",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Find the sounds that fit a text best, or that are most like a sound.
+
+    Example: python cli.py search INDEX "dog barking in the rain" --license CC0,CC-BY
+    """
+    from clap.search.index import Index, find
+
+    opened = Index.open(index)
+    keep = opened.mask(names(sources) or (), names(licenses) or ())
+    found = find(opened, load(model or opened.config["model"], device), text, like, k, keep)
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    rows = [(f"{each['score']:.3f}", each["id"], next(iter(each["captions"]), each["title"]), each["license"],
+             each["place"]) for each in found]  # fmt: skip
+    show_rows(("score", "id", "caption", "licence", "place"), rows)
+
+
+@command("tag")
+def tag(
+    files: Annotated[list[Path], typer.Argument(help="Sounds, and folders of them.")],
+    model: Model,
+    labels_file: Annotated[Path, typer.Option(help="The labels to choose from, one a line.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Most labels of a sound.")] = 5,
+    threshold: Annotated[float, typer.Option(help="Least cosine of a label; a sound may then have none.")] = -1.0,
+    out: Annotated[Path | None, typer.Option(help="Write a CSV of file, label, score, error.")] = None,
+    prompt: Prompt = PROMPT,
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Tag many sounds with labels of a list, by cosine.
+
+    Example: python cli.py tag sounds --model RUN --labels-file labels.txt --threshold 0.2 --out tags.csv
+    """
+    from clap.search.tag import read_labels, write_csv
+    from clap.search.tag import tag as run
+
+    found = list(run(load(model, device), files, read_labels(labels_file), prompt, k, threshold))
+    if out:
+        write_csv(out, found)
+    if as_json:
+        print(json.dumps([vars(each) | {"file": str(each.file)} for each in found], indent=1))
+    else:
+        rows = [(str(each.file), ", ".join(f"{label} {score:.3f}" for label, score in each.labels.items()), each.error)
+                for each in found]  # fmt: skip
+        show_rows(("file", "labels", "error"), rows)
+    if all(each.error for each in found):
+        raise ClapError("not one of these sounds decodes")
+
+
+@command("dedup-semantic")
+def dedup_semantic(
+    index: Annotated[Path, typer.Argument(help="Folder of an index.")],
+    out: Annotated[Path, typer.Option(help="Folder for groups.parquet and drop.txt.")],
+    threshold: Annotated[float, typer.Option(help="Cosine from which on two clips are the same.")] = 0.95,
+    as_json: Json = False,
+) -> None:
+    """Group clips whose embeddings are nearly the same; drop.txt is for build-dataset --exclude-ids.
+
+    Example: python cli.py dedup-semantic INDEX --out twins --threshold 0.95
+    """
+    from clap.search.index import Index
+    from clap.search.semantic import dedup
+
+    done = dedup(Index.open(index), out, threshold)
+    print(json.dumps(done, indent=1)) if as_json else table(clean(str(out)), done)
+
+
+@command("score")
+def score(
+    data: Annotated[list[str], typer.Argument(help="Datasets: folders or Hub ids.")],
+    model: Model,
+    out: Annotated[Path, typer.Option(help="Parquet file to write: id, score, best, worst.")],
+    split: Split = "all",
+    texts: Annotated[str, typer.Option(help="Sentences that count: captions, generated, both.")] = "captions",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score how well captions fit their sounds, for build-dataset --scores FILE --min-score X.
+
+    Example: python cli.py score OUT/dataset --model RUN --out scores.parquet
+    """
+    from clap.search.score import score as run
+
+    done = run(load(model, device), data, out, split, texts)
+    print(json.dumps(done, indent=1)) if as_json else table(clean(str(out)), done)
+
+
+def show_rows(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print texts in columns under their names."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    grid = Table(box=None)
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*(escape(clean(cell)) for cell in row))
+    Console().print(grid)
+
+
+@command("serve")
+def serve(
+    index: Annotated[Path, typer.Argument(help="Folder of an index.")],
+    model: Annotated[str, typer.Option(help="The model that made the index. Default: as the index names it.")] = "",
+    host: Annotated[
+        str, typer.Option(help="Address to answer at; another than this machine's own opens it to others.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to answer at; 0 takes a free one.")] = 8000,
+    browse: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Open a web page on this machine: type a text or drop a sound, and hear what an index has near it.
+
+    Example: python cli.py serve INDEX --open
+    """
+    from clap.search.index import Index
+    from clap.search.serve import serve as run
+
+    opened = Index.open(index)
+    run(opened, load(model or opened.config["model"], device), host, port, browse)
 
 
 # ---- the whole journey

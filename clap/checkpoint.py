@@ -7,7 +7,7 @@ RUN/best are relative links to two of them.
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -66,12 +66,21 @@ def link(run: Path, label: str, step: int) -> None:
     temporary.replace(run / label)
 
 
-def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints and the best, and what a killed run left half-written."""
+def top(bests: Sequence[tuple[float, int]], score: float, step: int, k: int) -> list[tuple[float, int]]:
+    """The `k` best of (score, step), with a new one: highest first, of equal scores the earlier step."""
+    others = [(old, at) for old, at in bests if at != step]  # a run that was killed may come by a step twice
+    return sorted([*others, (score, step)], key=lambda each: (-each[0], each[1]))[:k]
+
+
+def prune(run: Path, keep: int, best: Sequence[int] = ()) -> None:
+    """Delete all but the newest `keep` checkpoints and those of the steps in `best`, and half-written ones.
+
+    What RUN/last and RUN/best point to stays as well: a kill may have come before they were set anew.
+    """
     folder = run / "checkpoints"
-    best = (run / "best").resolve()
+    kept = {(run / label).resolve().name for label in ("last", "best")} | {name(step).name for step in best}
     for old in sorted(folder.glob("step-*"))[:-keep]:
-        if old.resolve() != best:
+        if old.name not in kept:
             old.rename(folder / f".{old.name}.tmp")  # a half-deleted checkpoint must not look complete
     for leftover in folder.glob(".step-*.tmp"):
         shutil.rmtree(leftover)
@@ -92,8 +101,13 @@ def lock(run: Path) -> Iterator[bool]:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file atomically (UTF-8)."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(content)
     sync(temporary)
     temporary.replace(path)
     sync(path.parent)

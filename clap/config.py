@@ -89,35 +89,51 @@ class TrainConfig:
     texts: str = setting("captions", "sentences to learn from: captions, generated (where there are some), both")
     word_dropout: float = setting(0.0, "chance of each word of a caption to be left out in training")
     roll: bool = setting(False, "rotate every training clip by a random amount of time")
+    init: str = setting("", "start from this model: a run, a checkpoint, a LAION .pt, a Hub id (empty: random)")
     init_audio: str = setting("", "start the audio tower from a file of HTS-AT, PANNs or LAION-CLAP (empty: random)")
-    freeze_text: bool = setting(False, "leave the text tower as it is; its outputs are cached without word dropout")
+    freeze: tuple[str, ...] = setting((), "parts that stay as they are, by name: text, audio, audio.layers.0, ...")
+    freeze_norm: bool = setting(False, "batch norms keep their statistics and weights, as in evaluation")
+    lora: int = setting(0, "rank of LoRA matrices that are trained in the towers' stead (0: off; needs the extra lora)")
     loss: str = setting("softmax", "softmax, mlp, sigmoid, triplet-max, triplet-weighted or nt-xent")
     targets: str = setting("multi-positive", "multi-positive (equal captions attract) or plain (only the own pair)")
     scales: str = setting("two", "softmax: two (one for each direction), or one for both as LAION-CLAP trains")
     kappa: float = setting(0.0, "softmax, mlp: weight pairs by their likeness to the batch, with this kappa (0: off)")
     margin: float = setting(0.2, "triplet losses: how much nearer a partner must be than a stranger")
-    gather: str = setting("local", "rows that many processes compare: local or global; no effect in one, as train runs")
+    gather: str = setting("local", "rows that each of many processes compares: local (its own) or global (all)")
     epochs: int = setting(45, "passes over the data")
-    batch_size: int = setting(96, "pairs in a step: each is a negative of the others")
+    batch_size: int = setting(96, "pairs in a step, of all processes: each is a negative of the others")
+    micro_batch: int = setting(0, "pairs in memory at once: the same gradient, computed in turns (0: all of a process)")
     lr: float = setting(1e-4, "peak learning rate")
+    lr_audio: float = setting(1.0, "the audio tower's, times lr")
+    lr_text: float = setting(1.0, "the text tower's, times lr")
     warmup: int = setting(3200, "steps until the peak, then a cosine down to 0")
     weight_decay: float = setting(0.0, "AdamW's decay of matrices")
     beta1: float = setting(0.9, "AdamW: memory of the gradient")
     beta2: float = setting(0.999, "AdamW: memory of its square")
     eps: float = setting(1e-8, "AdamW: floor of the denominator")
     clip_norm: float = setting(1.0, "longest gradient; longer ones are shortened to it")
+    ema: float = setting(0.0, "decay of a moving average of the weights, which is then evaluated and kept (0: off)")
     seed: int = setting(0, "seed of the weights, of the order of clips, of crops and captions")
     precision: str = setting("auto", "bf16, fp32, or auto: bf16 on a GPU, fp32 on a CPU")
+    compile: bool = setting(False, "torch.compile the towers")
+    recompute: bool = setting(False, "compute activations twice instead of keeping them: less memory, a third slower")
+    cache: str = setting("none", "mel: keep log-mels of whole clips on disk and decode each clip once; or none")
+    cache_dir: str = setting("", "folder of that cache (empty: ~/.cache/clapboard)")
     pool: int = setting(2048, "clips that are shuffled together, while compressed")
     log_every: int = setting(50, "steps between lines of metrics.jsonl")
     eval_every: int = setting(0, "steps between evaluations on the validation split (0: once an epoch)")
     save_every: int = setting(0, "steps between checkpoints (0: once an epoch)")
-    keep: int = setting(2, "newest checkpoints kept; the best is kept as well")
+    keep: int = setting(2, "newest checkpoints kept")
+    keep_best: int = setting(1, "best checkpoints kept")
+    patience: int = setting(0, "stop after this many evaluations without a better one (0: never)")
+    tensorboard: bool = setting(False, "write TensorBoard events to RUN/tensorboard (needs the extra track)")
+    wandb: str = setting("", "log to this Weights & Biases project (needs the extra track)")
     workers: int = setting(4, "threads that decode audio")
     device: str = setting("auto", "cpu, cuda, cuda:1, or auto")
 
 
-FREE = frozenset({"keep", "workers"})  # may change when a run continues: they do not move its weights
+# May change when a run continues: they do not move its weights.
+FREE = frozenset({"keep", "keep_best", "workers", "tensorboard", "wandb", "cache_dir"})
 
 
 def check_model(model: ModelConfig) -> None:
@@ -157,28 +173,32 @@ def check(config: TrainConfig) -> None:
         "scales": (config.scales, ("two", "one")),
         "gather": (config.gather, ("local", "global")),
         "precision": (config.precision, ("auto", "bf16", "fp32")),
+        "cache": (config.cache, ("none", "mel")),
     }
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ConfigError(f"{name} is {value!r}: use {' or '.join(allowed)}")
-    for name in ("epochs", "batch_size", "pool", "log_every", "keep", "workers"):
+    for name in ("epochs", "batch_size", "pool", "log_every", "keep", "keep_best", "workers"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}: it must be 1 or more")
-    for name in ("lr", "clip_norm", "margin"):
+    for name in ("lr", "lr_audio", "lr_text", "clip_norm", "margin"):
         if not getattr(config, name) > 0:
             raise ConfigError(f"{name} is {getattr(config, name)}: it must be more than 0")
-    for name in ("seed", "kappa"):
+    for name in ("seed", "kappa", "micro_batch", "patience", "lora"):
         if getattr(config, name) < 0:
             raise ConfigError(f"{name} is {getattr(config, name)}: it must be 0 or more")
     if config.kappa and config.loss not in ("softmax", "mlp"):
         raise ConfigError(f"kappa weights the softmax and mlp losses, not {config.loss}: leave it 0 or change --loss")
-    if config.freeze_text and config.model.text == "scratch":
-        raise ConfigError("freeze_text would leave a text tower from scratch random: drop it, or give a trained --text")
-    if config.model.fusion != "none":
-        raise ConfigError(
-            f"fusion is {config.model.fusion!r}: training gives the model windows, never whole clips, so that its "
-            "fusion would stay random. Use none; fused models can be imported and used"
-        )
+    if not 0 <= config.ema < 1:
+        raise ConfigError(f"ema is {config.ema}: it must be 0 or more and less than 1, such as 0.999")
+    if config.lora and config.ema:
+        raise ConfigError("lora trains few weights, of which no average is kept: leave ema 0")
+    if config.lora and not (config.init or (config.init_audio and config.model.text != "scratch")):
+        raise ConfigError("lora leaves the towers as they are, which here are random: give --init")
+    if "audio" in config.freeze and not (config.init or config.init_audio):
+        raise ConfigError("freeze audio would leave the audio tower random: drop it, or give --init or --init-audio")
+    if "text" in config.freeze and config.model.text == "scratch" and not config.init:
+        raise ConfigError("freeze text would leave a text tower from scratch random: drop it, or give a trained --text")
     apart = config.folds and config.validation_folds and not set(config.folds) & set(config.validation_folds)
     asked = config.validation_folds or config.validation_split != TrainConfig.validation_split
     shared = config.validation_split in (config.split, "all") or (config.split == "all" and asked)
@@ -288,5 +308,11 @@ PRESETS: dict[str, TrainConfig] = {
     "tiny": _TINY,
     "tiny-htsat": replace(_TINY, model=replace(_SMALL, audio="htsat"), epochs=60),
     "paper-htsat-roberta": _PAPER,
+    # For --init: a low rate keeps what was learned, and the statistics of few new clips are noisy. 1e-5 is between what
+    # others fine-tune CLAP with; with --lora, whose matrices start at 0, take ten times as much.
+    "finetune": TrainConfig(
+        epochs=10, batch_size=64, micro_batch=16, lr=1e-5, warmup=20, freeze_norm=True, patience=3, log_every=10
+    ),
+    "paper-fusion": replace(_PAPER, model=replace(_PAPER.model, fusion="aff_2d", mel_scale="htk"), cache="mel"),
     "paper-pann": replace(_PAPER, model=replace(_PAPER.model, audio="pann"), warmup=500),
 }

@@ -1,9 +1,11 @@
-"""A dataset on disk as rows: small columns in memory, audio read in place, only the window that is wanted."""
+"""A dataset as rows: small columns in memory, audio left in the shards, only the window decoded that is wanted."""
 
 import io
-import re
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from fractions import Fraction
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
@@ -11,30 +13,56 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clap.config import ClapError
-from clap.fill import fill
-from clap.text import HUB_ID
+from clap.shards import SHARD, DataError, find, first_clips, read, read_group, splits, weighted
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-SHARD = re.compile(r"(?P<split>.+)-(?P<index>\d{5})-of-(?P<total>\d{5})\.parquet")
+__all__ = ["SHARD", "DataError", "Dataset", "Undecodable", "decode", "fits", "open_split", "read_group", "splits"]
+
+OPENING = 8  # shards that are looked at at once: of remote ones it is the waiting that takes time
+ENOUGH = 100  # clips, before the share of them that fail is judged
+FAILING = 0.01  # share of clips that may fail to decode
+LOOKS = 5  # clips of a shard one of which must decode before it is trained on
+
+logger = logging.getLogger(__name__)
 
 
-class DataError(ClapError):
-    """A dataset that cannot be trained or evaluated on; the message says what, where and what to do."""
+class Undecodable(DataError):
+    """One clip whose audio does not decode, or is not all there."""
+
+
+@dataclass
+class Tally:
+    """Clips that were decoded, and those of them that could not be: each is told once, and too many are an error."""
+
+    looked: int = 0
+    failed: int = 0
+    told: dict[str, None] = field(default_factory=dict)  # in order
+
+    def add(self, looked: int, failed: Sequence[str]) -> None:
+        """Count so many more clips and those among them that failed, each by its message; may raise DataError."""
+        for message in failed:
+            if message not in self.told:
+                self.told[message] = None
+                logger.warning("%s. Until then it is left out", message)
+        self.looked, self.failed = self.looked + looked, self.failed + len(failed)
+        if self.looked >= ENOUGH and self.failed > FAILING * self.looked:
+            raise DataError(f"{self.failed} of {self.looked} clips failed; the last: {[*self.told][-1]}")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows of a split: their small columns in memory, their audio left in the shards."""
+    """Rows of a split of one dataset or several: their small columns in memory, their audio left in the shards."""
 
     name: str
     rows: Any  # pyarrow table of id, captions, generated, labels, fold
-    groups: tuple[tuple[Path, int], ...]  # (shard, row group): the unit that is read
+    groups: tuple[tuple[Path | str, int], ...]  # (path or URL of a shard, row group): the unit that is read
     group: np.ndarray  # (n,) index into groups, never falling
     offset: np.ndarray  # (n,) row within its row group
     sample_rate: int
+    weights: tuple[tuple[int, Fraction], ...]  # of every dataset in turn: its rows, how often each comes in an epoch
 
     def __len__(self) -> int:
         return len(self.group)
@@ -58,11 +86,11 @@ class Dataset:
     def where(self, row: int) -> str:
         """Shard, row and id, for messages."""
         shard, group = self.groups[self.group[row]]
-        return f"{shard}, row {self.offset[row]} of row group {group} ({self.rows['id'][row]})"
+        return place(shard, group, self.offset[row], self.rows["id"][row])
 
     def fingerprint(self) -> str:
-        """Hash of ids, captions and their layout in row groups, which orders batches; not of the audio."""
-        hashed = sha256(self.group.tobytes() + self.offset.tobytes())
+        """Hash of ids, captions, weights and the layout in row groups, which order batches; not of the audio."""
+        hashed = sha256(self.group.tobytes() + self.offset.tobytes() + repr(self.weights).encode())
         for batch in self.rows.select(["id", "captions", "generated"]).to_batches(max_chunksize=10_000):
             hashed.update(repr(batch.to_pylist()).encode())
         return hashed.hexdigest()[:16]
@@ -71,99 +99,85 @@ class Dataset:
 def open_split(names: str | Sequence[str], split: str, folds: Sequence[int], sample_rate: int) -> Dataset:
     """The rows of `split` ("all": every one) and `folds` (empty: all) of one dataset or several, in order.
 
-    A name is a folder that holds data/*.parquet or a Hub id. Raises DataError for what training would trip
-    over later: no such split, a missing shard or column, a clip without caption, another sample rate.
+    A name is a folder that holds data/*.parquet, a Hub id or a URL of storage, whose rows come once in an epoch of
+    training, or with :NUMBER behind it that often. Raises DataError for what training would trip over later: no such
+    split, a missing shard or column, a clip without caption, another sample rate.
     """
     import pyarrow as pa
 
-    names = [names] if isinstance(names, str) else list(names)
-    tables: list[pa.Table] = []
-    groups: list[tuple[Path, int]] = []
+    named = [weighted(name) for name in ([names] if isinstance(names, str) else names)]
+    shards = [find(name, split) for name, _ in named]
+    with ThreadPoolExecutor(OPENING) as threads:
+        looked = threads.map(lambda shard: _look(shard, folds, sample_rate), chain.from_iterable(shards))
+        parts = [[next(looked) for _ in each] for each in shards]
+    groups: list[tuple[Path | str, int]] = []
     group: list[np.ndarray] = []
-    offset: list[np.ndarray] = []
-    for shard in chain.from_iterable(_shards(_folder(name), split) for name in names):
-        table, sizes = _read_rows(shard, sample_rate)
-        keep = np.isin(table["fold"].to_numpy(), folds) if folds else np.ones(len(table), bool)
-        tables.append(table.filter(pa.array(keep)))
-        group.append(np.repeat(np.arange(len(sizes)) + len(groups), sizes)[keep])
-        offset.append(np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, int)])[keep])
-        groups += [(shard, index) for index in range(len(sizes))]
+    for part in chain.from_iterable(parts):
+        group.append(part.group + len(groups))
+        groups += [(part.shard, index) for index in range(part.groups)]
     found = Dataset(
-        ", ".join(names),
-        pa.concat_tables(tables).combine_chunks(),
+        ", ".join(name for name, _ in named),
+        pa.concat_tables([part.table for part in chain.from_iterable(parts)]).combine_chunks(),
         tuple(groups),
         np.concatenate(group),
-        np.concatenate(offset),
+        np.concatenate([part.offset for part in chain.from_iterable(parts)]),
         sample_rate,
+        tuple((sum(len(part.table) for part in each), weight) for each, (_, weight) in zip(parts, named, strict=True)),
     )
     if not len(found):
         raise DataError(f"no clip of split {split!r} in {found.name} is of folds {list(folds)}: check --folds")
-    shards = [groups[index][0] for index in found.group]
-    for row in range(len(found)):
-        if row == 0 or shards[row] != shards[row - 1]:  # the first clip of every shard
-            decode(read_group(*groups[found.group[row]])[found.offset[row]], sample_rate, 1, found.where(row))
     return found
 
 
-def splits(name: str) -> set[str]:
-    """Names of the splits of a dataset."""
-    return {match["split"] for match in map(SHARD.fullmatch, _parquets(_folder(name))) if match}
+@dataclass(frozen=True)
+class Part:
+    """The wanted rows of one shard."""
+
+    shard: Path | str
+    groups: int  # row groups of the shard
+    table: Any  # small columns
+    group: np.ndarray  # (n,) row group
+    offset: np.ndarray  # (n,) row within it
 
 
-def _folder(name: str) -> Path:
-    if Path(name).is_dir():
-        return Path(name)
-    if not HUB_ID.fullmatch(name):
-        raise DataError(f"no dataset at {name}: give the folder that build-dataset made (OUT/dataset) or a Hub id")
-    from huggingface_hub import snapshot_download
+def _look(shard: Path | str, folds: Sequence[int], sample_rate: int) -> Part:
+    """The rows of a shard that are of `folds`, checked, one of the first clips by decoding it."""
+    import pyarrow as pa
 
-    try:
-        return Path(snapshot_download(name, repo_type="dataset", allow_patterns=["data/*.parquet", "README.md"]))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{name} is no folder here, and the Hugging Face Hub did not give it: {error}") from error
-
-
-def _parquets(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "data").glob("*.parquet"))
-
-
-def _shards(folder: Path, split: str) -> list[Path]:
-    """Shards of a split in order; all of them must be there, for their names say how many there are."""
-    matches = [match for match in map(SHARD.fullmatch, _parquets(folder)) if match]
-    wanted = [match for match in matches if split in ("all", match["split"])]
-    if not wanted:
-        known = ", ".join(sorted({match["split"] for match in matches}))
-        raise DataError(
-            f"{folder} has no split {split!r}: "
-            + (f"it has {known}" if known else "it has no shards in data/; give the folder build-dataset made")
-        )
-    there = {match.string for match in wanted}
-    totals = {(match["split"], match["total"]) for match in wanted}
-    expected = {f"{split}-{i:05d}-of-{total}.parquet" for split, total in totals for i in range(int(total))}
-    if there != expected or len(totals) != len(dict(totals)):
-        odd = ", ".join(sorted(expected - there)) or "shards of two builds"
-        raise DataError(f"{folder}/data is not whole or not of one build ({odd}): build or copy it again")
-    return [folder / "data" / match.string for match in wanted]
+    table, sizes = _read_rows(shard)
+    keep = np.isin(table["fold"].to_numpy(), folds) if folds else np.ones(len(table), bool)
+    group = np.repeat(np.arange(len(sizes)), sizes)[keep]
+    offset = np.concatenate([np.arange(size) for size in sizes] or [np.empty(0, int)])[keep]
+    part = Part(shard, len(sizes), table.filter(pa.array(keep)), group, offset)
+    trouble: Undecodable | None = None
+    for at in range(np.count_nonzero(group[:LOOKS] == group[:1])):
+        flac = first_clips(shard, group[at], offset[at] + 1)[-1]
+        try:
+            decode(flac, sample_rate, 1, place(shard, group[at], offset[at], part.table["id"][at]))
+            return part
+        except Undecodable as error:
+            trouble = trouble or error
+    if trouble:
+        raise trouble
+    return part
 
 
-def _read_rows(shard: Path, sample_rate: int) -> tuple["pa.Table", list[int]]:
+def place(shard: Path | str, group: int, offset: int, id: object) -> str:
+    """Where a clip is, for messages."""
+    return f"{shard}, row {offset} of row group {group} ({id})"
+
+
+def _read_rows(shard: Path | str) -> tuple["pa.Table", list[int]]:
     """The small columns of a shard and the sizes of its row groups, checked."""
     import pyarrow as pa
     import pyarrow.compute as pc
-    import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(shard, memory_map=True)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{shard} is no whole Parquet file: build or copy it again") from error
-    schema = file.schema_arrow
-    audio = pa.struct({"bytes": pa.binary(), "path": pa.string()})
-    missing = {"id", "audio", "captions"} - set(schema.names)
-    wrong = [name for name, kind in {**_small(), "audio": audio}.items() if not fits(schema, name, kind)]
-    if missing or wrong:
-        lacks = ", ".join(sorted(missing)) or f"{', '.join(wrong)} of the published type"
-        raise DataError(f"{shard} lacks {lacks}: build it with build-dataset")
-    table = file.read(columns=[name for name in _small() if name in schema.names])
+    def work(file: "pq.ParquetFile") -> tuple["pa.Table", list[int]]:
+        check_schema(shard, file.schema_arrow)
+        sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
+        return file.read(columns=[name for name in _small() if name in file.schema_arrow.names]), sizes
+
+    table, sizes = read(shard, work)
     for name, kind in _small().items():
         if name not in table.column_names:
             empty: Any = 0 if kind == pa.int32() else []
@@ -172,8 +186,19 @@ def _read_rows(shard: Path, sample_rate: int) -> tuple["pa.Table", list[int]]:
     if bare >= 0:
         clip = table["id"][bare]
         raise DataError(f"{shard}, row {bare} ({clip}) has no caption: leave such clips out of the dataset")
-    sizes = [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)]
     return table.select(list(_small())).cast(pa.schema(_small())), sizes
+
+
+def check_schema(shard: Path | str, schema: "pa.Schema") -> None:
+    """Raise DataError unless a shard has the columns of a published dataset that are read here."""
+    import pyarrow as pa
+
+    audio = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    missing = {"id", "audio", "captions"} - set(schema.names)
+    wrong = [name for name, kind in {**_small(), "audio": audio}.items() if not fits(schema, name, kind)]
+    if missing or wrong:
+        lacks = ", ".join(sorted(missing)) or f"{', '.join(wrong)} of the published type"
+        raise DataError(f"{shard} lacks {lacks}: build it with build-dataset")
 
 
 def fits(schema: "pa.Schema", name: str, kind: "pa.DataType") -> bool:
@@ -195,41 +220,29 @@ def _small() -> dict[str, "pa.DataType"]:
     return {"id": pa.string(), "captions": text, "generated": text, "labels": text, "fold": pa.int32()}
 
 
-def read_group(shard: Path, group: int) -> list["pa.Buffer | None"]:
-    """Compressed audio of one row group, as views into it."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(shard, memory_map=True) as file:
-        audio = file.read_row_group(group, columns=["audio.bytes"]).column("audio").combine_chunks()
-    return [value.as_buffer() for value in audio.field("bytes")]
-
-
 def decode(
-    flac: Any,
-    sample_rate: int,
-    n_samples: int,
-    where: str,
-    rng: np.random.Generator | None = None,
-    filling: str = "repeatpad",
+    flac: Any, sample_rate: int, n_samples: int, where: str, rng: np.random.Generator | None = None
 ) -> np.ndarray:
-    """A window of (n_samples,) int16 of a mono clip: at random with `rng`, else from its centre.
+    """At most n_samples (0: all) of a mono clip, int16: a window at random with `rng`, else from its centre.
 
-    Only the window is decoded. A shorter clip is filled (fill.py).
+    Only the window is decoded: seeking in a FLAC without a seek table costs less than 1 ms, 1 s of audio 0.5 ms. A
+    shorter clip comes as long as it is. Raises Undecodable, and DataError for another rate.
     """
     import soundfile
 
     try:
-        with soundfile.SoundFile(io.BytesIO(flac)) as file:
+        with soundfile.SoundFile(io.BytesIO(flac or b"")) as file:
             if (file.samplerate, file.channels) != (sample_rate, 1):
                 raise DataError(
                     f"{where}: {file.samplerate} Hz, {file.channels} channels, the model expects "
                     f"{sample_rate} Hz mono: rebuild the dataset with --sample-rate {sample_rate}"
                 )
-            spare = max(0, file.frames - n_samples)
+            wanted = min(n_samples or file.frames, file.frames)
+            spare = file.frames - wanted
             file.seek(int(rng.integers(spare + 1)) if rng else spare // 2)
-            waveform = file.read(min(n_samples, file.frames), dtype="int16")
-            if not len(waveform) or len(waveform) < min(n_samples, file.frames):
-                raise DataError(f"{where}: audio ends early or is empty: build the dataset again")
+            waveform = file.read(wanted, dtype="int16")
     except soundfile.LibsndfileError as error:
-        raise DataError(f"{where}: audio does not decode ({error}): build the dataset again") from error
-    return fill(waveform, n_samples, filling)
+        raise Undecodable(f"{where}: audio does not decode ({error}): build the dataset again") from error
+    if not len(waveform) or len(waveform) < wanted:
+        raise Undecodable(f"{where}: audio ends early or is empty: build the dataset again")
+    return waveform

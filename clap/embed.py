@@ -1,6 +1,5 @@
 """What can be embedded, files, arrays and rows of a dataset, as mono waveforms at the model's rate."""
 
-import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -70,14 +69,8 @@ def compressed(data: Dataset) -> Iterator[tuple[int, Any]]:
 
 def from_row(data: Dataset, item: tuple[int, Any], cut: int) -> np.ndarray:
     """One clip (samples,) int16, of a longer one the centre window of `cut` samples (0: no limit); not filled."""
-    import soundfile
-
     row, flac = item
-    try:
-        length = soundfile.info(io.BytesIO(flac)).frames
-    except soundfile.LibsndfileError as error:
-        raise DataError(f"{data.where(row)}: audio does not decode ({error}): build the dataset again") from error
-    return decode(flac, data.sample_rate, min(length, cut or length), data.where(row))
+    return decode(flac, data.sample_rate, cut, data.where(row))
 
 
 def from_file(path: str | Path, wanted: int, cut: int) -> tuple[np.ndarray, int]:
@@ -87,7 +80,7 @@ def from_file(path: str | Path, wanted: int, cut: int) -> tuple[np.ndarray, int]
     if not Path(path).is_file():
         raise DataError(f"{path} is not a file: give the path of a sound")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             exact = cut and file.samplerate == wanted and file.format in EXACT and file.frames > cut
             if exact:
                 file.seek((file.frames - cut) // 2)

@@ -1,84 +1,119 @@
-"""What a model can do with a dataset: retrieval, zero-shot classification, and labels for files."""
+"""What a model can do with a dataset: retrieval, zero-shot classification, and labels for files.
+
+`model` is any System (clap/systems.py): ours, or another's under the same evaluation.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from clap import metrics
 from clap.config import PROMPT
 from clap.data import DataError, Dataset, open_split
-from clap.model import CLAP
-from clap.text import tokenize
+from clap.systems import System, dataset_rate, normalise, scale
+
+SAME = 1e-6  # labels whose embeddings differ less in cosine similarity are one label to the model
 
 
 def retrieval(
-    model: CLAP, data: str | Sequence[str], split: str = "test", folds: Sequence[int] = ()
+    model: System, data: str | Sequence[str], split: str = "test", folds: Sequence[int] = ()
 ) -> dict[str, dict[str, float]]:
     """Text to audio and audio to text over all captions of a split: see metrics.retrieval."""
-    return score_retrieval(model, open_split(data, split, folds, model.config.sample_rate))
+    return score_retrieval(model, open_split(data, split, folds, dataset_rate(model)))
 
 
-def score_retrieval(model: CLAP, data: Dataset) -> dict[str, dict[str, float]]:
-    """`retrieval` of rows already open; equal captions are embedded once."""
-    captions = [data.captions(row) for row in range(len(data))]
-    owner = np.repeat(np.arange(len(data)), [len(own) for own in captions])
-    place = {caption: i for i, caption in enumerate(dict.fromkeys(text for own in captions for text in own))}
-    text = model.embed_text(list(place))[[place[caption] for own in captions for caption in own]]
-    return metrics.retrieval(embed(model, data), text, owner)
+def score_retrieval(model: System, data: Dataset) -> dict[str, dict[str, float]]:
+    """`retrieval` of rows already open."""
+    texts, place, owner = captions(data)
+    return metrics.retrieval(embed(model, data), model.embed_text(texts)[place], owner)
+
+
+def captions(data: Dataset) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The different captions, which of them each caption is, (captions,), and the row it belongs to, (captions,)."""
+    own = [data.captions(row) for row in range(len(data))]
+    index = {text: i for i, text in enumerate(dict.fromkeys(text for each in own for text in each))}
+    place = np.array([index[text] for each in own for text in each], int)
+    return list(index), place, np.repeat(np.arange(len(own)), [len(each) for each in own])
+
+
+def validate(model: System, data: Dataset) -> dict[str, float]:
+    """Scores of a validation split as one table, "text_to_audio/R@1": ...; `mean_recall` chooses checkpoints.
+
+    Zero-shot scores stand beside retrieval's where every clip has labels that the model can tell apart.
+    """
+    audio, (texts, place, owner) = embed(model, data), captions(data)
+    scores = metrics.retrieval(audio, model.embed_text(texts)[place], owner)
+    flat = {f"{way}/{key}": value for way, each in scores.items() for key, value in each.items()}
+    try:
+        names, relevant = answers(data)
+        guessed = metrics.classification(audio @ embed_labels(model, names).T, relevant, names)
+        flat |= {f"zero_shot/{key}": guessed[key] for key in ("accuracy", "map", "chance") if key in guessed}
+    except DataError:
+        pass  # no labels, or none that this model can tell apart
+    return {"mean_recall": metrics.mean_recall(scores), **flat}
 
 
 def zero_shot(
-    model: CLAP,
+    model: System,
     data: str | Sequence[str],
     labels: Sequence[str] | None = None,
-    prompt: str = PROMPT,
+    prompt: str | Sequence[str] = PROMPT,
     split: str = "test",
     folds: Sequence[int] = (),
-) -> dict:
-    """Classify every clip by the label whose prompt is nearest: see metrics.classification.
+) -> dict[str, Any]:
+    """Classify every clip by the label whose prompt (or mean of prompts) is nearest: see metrics.classification.
 
     `labels` defaults to those of the dataset's `labels` column, sorted; "_" in a label is read as a space.
     """
-    rows = open_split(data, split, folds, model.config.sample_rate)
-    own = rows.rows["labels"].to_pylist()
-    names = list(labels or sorted({label for each in own for label in each or []}))
-    unknown = {label for each in own for label in each or []} - set(names)
+    rows = open_split(data, split, folds, dataset_rate(model))
+    names, relevant = answers(rows, labels)
+    return metrics.classification(embed(model, rows) @ embed_labels(model, names, prompt).T, relevant, names)
+
+
+def answers(rows: Dataset, labels: Sequence[str] | None = None) -> tuple[list[str], np.ndarray]:
+    """The classes, and (clips, classes) boolean which of them a clip is; DataError for a clip that is none."""
+    own = [set(each or []) for each in rows.rows["labels"].to_pylist()]
+    known = sorted(set().union(*own))
+    names = list(labels or known)
+    unknown = [label for label in known if label not in names]
     if unknown or not all(own):
-        what = f"labels {sorted(unknown)} that are not among those given" if unknown else "clips without labels"
-        raise DataError(f"{rows.name}, split {split}, has {what}: zero-shot needs labels for every clip")
-    relevant = np.array([[name in each for name in names] for each in own])
-    scores = model.similarity(embed(model, rows), embed_labels(model, names, prompt))
-    return metrics.classification(scores, relevant, names)
+        what = f"labels {unknown} that are not among those given" if unknown else "clips without labels"
+        raise DataError(f"{rows.name} has {what}: zero-shot needs labels for every clip")
+    return names, np.array([[name in each for name in names] for each in own])
 
 
 def classify(
-    model: CLAP, files: Sequence[str | Path], labels: Sequence[str], prompt: str = PROMPT
+    model: System, files: Sequence[str | Path], labels: Sequence[str], prompt: str | Sequence[str] = PROMPT
 ) -> list[dict[str, float]]:
     """For each file, label > probability (softmax of the scaled similarities), the likeliest first."""
-    scores = model.similarity(model.embed_audio(list(files)), embed_labels(model, labels, prompt))
-    logits = scores * model.log_scale_a.exp().item()
+    logits = model.embed_audio(list(files)) @ embed_labels(model, labels, prompt).T * scale(model)
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
     return [{labels[i]: float(row[i]) for i in np.argsort(-row, kind="stable")} for row in shares]
 
 
-def embed_labels(model: CLAP, labels: Sequence[str], prompt: str) -> np.ndarray:
-    """(labels, dim) of the prompt with each label; raises DataError where two of them are the same to the model."""
-    if "{}" not in prompt:
-        raise DataError(f"the prompt {prompt!r} has no {{}} where the label goes")
-    if not labels or len(set(labels)) < len(labels):
-        raise DataError(f"labels {list(labels)}: give one or more, each once")
-    texts = [prompt.replace("{}", label.replace("_", " ")) for label in labels]
-    seen: dict[tuple[int, ...], str] = {}
-    for label, ids in zip(labels, tokenize(model.tokenizer, texts, model.config.text_context)[0].tolist(), strict=True):
-        known = tuple(i for i in ids if i != model.tokenizer.pad_token_id)
-        if known in seen:
-            raise DataError(f"{label!r} and {seen[known]!r} are the same to this model, which knows too few words")
-        seen[known] = label
-    return model.embed_text(texts)
+def embed_labels(model: System, labels: Sequence[str], prompt: str | Sequence[str] = PROMPT) -> np.ndarray:
+    """(labels, dim) of the prompt with each label; of several prompts the normalised mean of their embeddings.
+
+    Raises DataError where two labels are the same to the model.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    for each in prompts:
+        if "{}" not in each:
+            raise DataError(f"the prompt {each!r} has no {{}} where the label goes")
+    if not prompts or not labels or len(set(labels)) < len(labels):
+        raise DataError(f"prompts {prompts}, labels {list(labels)}: give one or more, each label once")
+    texts = [each.replace("{}", label.replace("_", " ")) for each in prompts for label in labels]
+    found = normalise(model.embed_text(texts).reshape(len(prompts), len(labels), -1).mean(axis=0))
+    alike = np.argwhere(np.triu(found @ found.T > 1 - SAME, 1))
+    if len(alike):
+        first, second = (labels[i] for i in alike[0])
+        raise DataError(f"{first!r} and {second!r} are the same to this model, which knows too few words")
+    return found
 
 
-def embed(model: CLAP, data: Dataset) -> np.ndarray:
+def embed(model: System, data: Dataset, truncation: str = "auto", rng: np.random.Generator | None = None) -> np.ndarray:
     """(clips, dim) embeddings of every clip, in order: of its centre or, by a fused model, of the whole of it."""
-    return model.embed_audio(data)
+    return model.embed_audio(data, truncation=truncation, rng=rng)

@@ -14,6 +14,7 @@ from clap.fill import fill, thirds, windows
 LOUDEST = 32767  # the largest int16
 ROWS = 64  # chunks of long clips seen at once: a file of ten minutes has 60
 FRAMES = 8192  # of a spectrum made at once: 80 s of LAION's front end
+CPU_FRAMES = 256  # the same on a CPU, of one clip after the other: what fits its cache takes half the time
 
 
 class SizeError(ClapError):
@@ -94,19 +95,21 @@ class LogMel(nn.Module):
                 f"pad clips to more than {self.n_fft // 2} samples"
             )
         if waveform.dtype == torch.int16:
-            waveform = waveform.float() / 32768
+            waveform = waveform.float().div_(32768)
         if self.int16_quantize:
             waveform = quantise(waveform.float())
         with torch.autocast(waveform.device.type, enabled=False):
             edge = self.n_fft // 2
             mirrored = F.pad(waveform.float()[:, None], (edge, edge), mode="reflect")[:, 0]
             frames = (mirrored.shape[1] - self.n_fft) // self.hop + 1
-            ends = [(start, min(start + FRAMES, frames) - 1) for start in range(0, frames, FRAMES)]
-            blocks = [self._mel(mirrored[:, a * self.hop : b * self.hop + self.n_fft]) for a, b in ends]
-            return torch.cat(blocks, dim=2).transpose(1, 2).unsqueeze(1)
+            clips, size = (mirrored.split(1), CPU_FRAMES) if mirrored.device.type == "cpu" else ((mirrored,), FRAMES)
+            ends = [(start, min(start + size, frames) - 1) for start in range(0, frames, size)]
+            spans = [slice(first * self.hop, last * self.hop + self.n_fft) for first, last in ends]
+            mels = [torch.cat([self._mel(some[:, span]) for span in spans], dim=1) for some in clips]
+            return torch.cat(mels).unsqueeze(1)
 
     def _mel(self, waveform: Tensor) -> Tensor:
-        """(batch, samples), mirrored at its ends > (batch, mels, frames) in dB."""
+        """(batch, samples), mirrored at its ends > (batch, frames, mels) in dB."""
         spectrum = torch.stft(
             waveform,
             self.n_fft,
@@ -116,8 +119,8 @@ class LogMel(nn.Module):
             center=False,
             return_complex=True,
         )
-        power = torch.view_as_real(spectrum).square().sum(-1)  # (batch, n_fft // 2 + 1, frames)
-        return 10 * (self.filterbank @ power).clamp(min=1e-10).log10()
+        power = spectrum.real.square() + spectrum.imag.square()  # (batch, n_fft // 2 + 1, frames)
+        return 10 * (power.transpose(1, 2) @ self.filterbank.T).clamp(min=1e-10).log10()
 
 
 def front_end(config: ModelConfig) -> LogMel:
@@ -163,13 +166,25 @@ def mels_for(
 def fused_mels(
     waveform: np.ndarray, config: ModelConfig, log_mel: LogMel, rng: np.random.Generator | None = None
 ) -> Mels:
-    """Mels of one clip for a fused model: if it is longer, shrunk whole, with a crop of each third (fill.thirds)."""
-    mel = log_mel(as_tensor(fill(waveform, config.n_samples, config.filling)[None], log_mel))
-    chunk = config.n_samples // config.hop + 1
+    """Mels of one clip for a fused model, from its waveform (samples,)."""
+    return fuse(log_mel(as_tensor(fill(waveform, config.n_samples, config.filling)[None], log_mel)), config, rng)
+
+
+def fuse(mel: Tensor, config: ModelConfig, rng: np.random.Generator | None = None) -> Mels:
+    """Mels of one clip for a fused model, from the log-mel of the whole clip, filled, (1, 1, frames, mels).
+
+    A longer one is shrunk whole, with a crop of each third (fill.thirds).
+    """
+    chunk = window_frames(config)
     if mel.shape[2] <= chunk:  # longer by less than a hop: as many frames, so nothing to crop
         return alone(mel)
     crops = [mel[:, :, start : start + chunk] for start in thirds(mel.shape[2], chunk, rng)]
     return Mels(shrink(mel, chunk), torch.cat(crops, dim=1), mel.new_ones(1, dtype=torch.bool))
+
+
+def window_frames(config: ModelConfig) -> int:
+    """Frames of the window that the model sees."""
+    return config.n_samples // config.hop + 1
 
 
 def shrink(mel: Tensor, frames: int) -> Tensor:
@@ -188,6 +203,13 @@ def alone(mel: Tensor) -> Mels:
 def collate(mels: Sequence[Mels]) -> Mels:
     """One batch of several."""
     return Mels(*map(torch.cat, zip(*mels, strict=True)))
+
+
+def split(mels: Mels, size: int) -> list[Mels]:
+    """Consecutive batches of at most `size` clips, each with the parts of its own; waits for the mels' device."""
+    longer = mels.longer.split(size)
+    parts = mels.parts.split([int(each.sum()) for each in longer])
+    return [Mels(*each) for each in zip(mels.whole.split(size), parts, longer, strict=True)]
 
 
 def as_tensor(waveform: np.ndarray, log_mel: LogMel) -> Tensor:

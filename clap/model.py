@@ -125,11 +125,14 @@ class CLAP(nn.Module):
 
     def forward(self, audio: Tensor | Mels, input_ids: Tensor, attention_mask: Tensor) -> Embeddings:
         """Waveforms (batch, n_samples), int16 or float32, or mels; tokens and mask (batch, n)."""
-        a, t = self.encode_audio(audio), self.encode_text(input_ids, attention_mask)
-        out = Embeddings(a, t, self.log_scale_a.exp(), self.log_scale_t.exp(), bias=self.logit_bias)
+        return self.heads(self.encode_audio(audio), self.encode_text(input_ids, attention_mask))
+
+    def heads(self, audio: Tensor, text: Tensor) -> Embeddings:
+        """What a loss is given beside the embeddings (batch, dim) of both sides."""
+        out = Embeddings(audio, text, self.log_scale_a.exp(), self.log_scale_t.exp(), bias=self.logit_bias)
         if self.audio_transform is None or self.text_transform is None:
             return out
-        return out._replace(audio_mlp=self.audio_transform(a).float(), text_mlp=self.text_transform(t).float())
+        return out._replace(audio_mlp=self.audio_transform(audio).float(), text_mlp=self.text_transform(text).float())
 
     def encode_audio(self, audio: Tensor | Mels) -> Tensor:
         """Waveforms (batch, n_samples) or mels > (batch, dim), L2-normalised."""

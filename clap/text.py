@@ -61,7 +61,7 @@ class TextTower(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         if not self.frozen:
             return self._pooled(input_ids, attention_mask)
-        if self.cache is not None and torch.is_grad_enabled():  # that is, in training
+        if self.cache is not None:
             return self._cached(self.cache, input_ids, attention_mask)
         with torch.no_grad():
             return self._pooled(input_ids, attention_mask)

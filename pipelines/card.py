@@ -258,7 +258,7 @@ def flag(name: str, value: Any) -> str:
         return " ".join(f"{option} {shlex.quote(clean(pair))}" for pair in value)
     text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
     place = "/" in text and (name != "captioner" or text.startswith("/"))  # a pinned one is user/name, or absolute
-    return f"{option} {'FILE' if name == 'exclude_ids' or place else shlex.quote(clean(text))}"
+    return f"{option} {'FILE' if name in ('exclude_ids', 'scores') or place else shlex.quote(clean(text))}"
 
 
 def stated(license: str) -> str:

@@ -83,6 +83,10 @@ PHRASE = re.compile(
     r"\bno[ _]?(?:name|title|description)\b|\bn/a\b|\bvoice[ _]?memos?\b|\bneue aufnahme\b|\bnouvel enregistrement\b",
     re.IGNORECASE,
 )
+OF_PHRASES = frozenset(  # the words that can stand in one
+    "no name noname title notitle description nodescription voice memo memos voicememo voicememos neue aufnahme nouvel "
+    "enregistrement".split()
+)
 NOTHING = frozenset(
     "the an my new untitled unnamed unknown noname null nan none title audio sound sounds file files track tracks "
     "sample samples clip clips take takes recording recordings rec memo effect effects sfx fx test copy "
@@ -196,5 +200,11 @@ def meaningful(text: str) -> bool:
     One word that is no word for a recording is enough, in any script; single Latin letters are codes.
     """
     bare = CODE.sub(" ", text) if DIGIT.search(text) else text  # most have none, and a code has some
-    found = WORD.findall(PHRASE.sub(" ", bare))
-    return any((len(word) > 1 or not word.isascii()) and word.lower() not in NOTHING for word in found)
+    if any(tells(word[0]) and word[0].lower() not in OF_PHRASES for word in WORD.finditer(bare)):  # nearly always
+        return True
+    return any(map(tells, WORD.findall(PHRASE.sub(" ", bare))))
+
+
+def tells(word: str) -> bool:
+    """Whether a word, outside of a phrase, tells anything of the sound."""
+    return (len(word) > 1 or not word.isascii()) and word.lower() not in NOTHING

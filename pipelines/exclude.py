@@ -83,7 +83,7 @@ def in_languages(clips: list[Clip], wanted: frozenset[str]) -> Iterator[Clip]:
         elif (code := next(codes)) and wanted and code not in wanted:
             yield clip.reject("exclude", "language", f"captions together in {code}")
         else:
-            yield Clip(**(vars(clip) | {"language": code}))  # replace() would take twice as long
+            yield clip.changed(language=code)
 
 
 def only(clips: list[Clip], wanted: frozenset[str]) -> Iterator[Clip]:

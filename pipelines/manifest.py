@@ -75,7 +75,7 @@ def prepare(clips: Iterable[Clip]) -> Iterator[Clip]:
             "size": clip.size or size_of(clip.location),
             "recording": clip.recording or recording_of(clip),
         }
-        yield Clip(**(vars(clip) | cleaned))  # replace() would take twice as long
+        yield clip.changed(**cleaned)
 
 
 def distinct(texts: tuple[str, ...]) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ def split_of(id: str, fold: int) -> str:
 
 def size_of(location: str) -> int | None:
     """Bytes of a local file; None for anything else or one that is not there (download says why)."""
-    if member_of(location):
+    if not location.startswith("file:") or member_of(location):
         return None
     try:
         return local_path(location).stat().st_size

@@ -32,7 +32,9 @@ def clean(text: str) -> str:
 
 def words(text: str) -> int:
     """How many words a caption has, split at white space, punctuation alone not counted."""
-    return sum(word.isalnum() or any(map(str.isalnum, word)) for word in text.split())
+    parts = text.split()
+    plain = sum(map(str.isalnum, parts))
+    return plain if plain == len(parts) else sum(any(map(str.isalnum, part)) for part in parts)
 
 
 def public(url: str) -> str:

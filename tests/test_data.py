@@ -1,26 +1,27 @@
-"""Reading and loading a dataset: order, windows, resumption, and errors that name file, row and remedy."""
+"""Reading a dataset, here or remote: its rows, windows of its clips, and errors that name file, row and remedy."""
 
 import io
 from dataclasses import replace
+from fractions import Fraction
 
+import fsspec
 import numpy as np
 import pairs
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
-from clap.data import DataError, decode, open_split, splits
+from clap.data import DataError, decode, open_split
 from clap.embed import waveforms
-from clap.loader import Loader, order
+from clap.loader import Loader
+from clap.shards import read_group, splits, weighted
 from clap.text import train_tokenizer
 
 
 def opened(name, split="train", folds=()):
     return open_split(name, split, folds, 48000)
-
-
-def loader(data, **changes):
-    return Loader(data, train_tokenizer(data.all_captions(), 300), replace(pairs.SMALL, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -66,57 +67,6 @@ def test_all_splits_and_several_datasets_are_concatenated(twenty, tmp_path):
     assert len(heard(both)) == len(both) == 12
 
 
-def test_an_epoch_holds_every_row_once_in_pools_of_whole_groups():
-    members = np.split(np.arange(70), 10)
-    pools = list(order(members, 20, seed=0, epoch=3))
-    assert sorted(np.concatenate(pools)) == list(range(70))
-    assert all(len(np.unique(pool // 7)) == 3 for pool in pools[:-1])
-
-
-def test_every_epoch_has_its_own_order_and_a_seed_fixes_it():
-    members = np.split(np.arange(70), 10)
-    first, again, second = (np.concatenate(list(order(members, 30, 0, epoch))) for epoch in (0, 0, 1))
-    assert (first == again).all() and (first != second).any()
-
-
-def same(a, b):
-    return all((getattr(a, k) == getattr(b, k)).all() for k in ("waveform", "input_ids", "attention_mask", "clip_ids"))
-
-
-def test_batches_from_the_middle_are_those_of_an_uninterrupted_run(twenty):
-    changes = {"epochs": 3, "pool": 8, "roll": True}
-    whole = list(loader(opened(twenty), **changes).batches())
-    assert len(whole) == 15
-    for start in (2, 5, 13):
-        rest = list(loader(opened(twenty), workers=1, **changes).batches(start))
-        assert len(rest) == 15 - start and all(map(same, rest, whole[start:]))
-
-
-def test_crops_and_captions_change_from_epoch_to_epoch(tmp_path):
-    name = pairs.write(tmp_path, [pairs.row("a/0", ramp_flac(30000), [f"caption {i}" for i in range(9)])])
-    batches = list(loader(opened(name), batch_size=1, epochs=8).batches())
-    starts = [int(batch.waveform[0, 0]) for batch in batches]
-    assert len(set(starts)) > 4 and set(starts) <= set(range(18001))
-    assert all((np.diff(batch.waveform[0].numpy()) == 1).all() for batch in batches)
-    assert len({int(batch.caption_ids[0]) for batch in batches}) > 3
-
-
-def test_what_is_skipped_is_not_decoded(tmp_path):
-    rows = [pairs.row("bad/0", b"fLaC" + bytes(99), ["broken"]), *pairs.tones(11)]
-    rows[0], rows[1] = rows[1], rows[0]  # the first clip is looked at when the dataset is opened
-    data = opened(pairs.write(tmp_path, rows))
-    first = np.concatenate(list(order(data.members(), 2048, 0, 0)))
-    bad = int(np.flatnonzero(first == 1)[0]) // 4
-    assert len(list(loader(data, epochs=1).batches(bad + 1))) == 2 - bad
-    with pytest.raises(DataError, match=r"row 1 of row group 0 \(bad/0\)"):
-        list(loader(data, epochs=1).batches(bad))
-
-
-def test_equal_captions_share_an_identity_and_clips_do_not(twenty):
-    batch = next(loader(opened(twenty), batch_size=20).batches())
-    assert len(batch.caption_ids.unique()) == 3 and len(batch.clip_ids.unique()) == 20
-
-
 def test_generated_sentences_are_read_by_name(tmp_path):
     data = opened(pairs.write(tmp_path, [pairs.row("a/0", ramp_flac(999), ["own"], generated=["made"])]))
     assert [data.captions(0, texts) for texts in ("captions", "generated", "both")] == [
@@ -126,10 +76,10 @@ def test_generated_sentences_are_read_by_name(tmp_path):
     ]
 
 
-def test_windows_are_central_without_a_generator_and_short_clips_are_repeated():
+def test_windows_are_central_without_a_generator_and_short_clips_come_as_they_are():
     assert (decode(ramp_flac(1001), 48000, 100, "") == ramp(1001)[450:550]).all()
-    expected = np.concatenate([ramp(300), ramp(300), np.zeros(100)])
-    assert (decode(ramp_flac(300), 48000, 700, "") == expected).all()
+    assert (decode(ramp_flac(300), 48000, 700, "") == ramp(300)).all()
+    assert (decode(ramp_flac(300), 48000, 0, "") == ramp(300)).all()
 
 
 def test_a_random_window_can_be_any_window():
@@ -210,13 +160,107 @@ def test_folds_that_match_nothing_are_an_error(twenty):
         opened(twenty, folds=[9])
 
 
-def test_fewer_clips_than_a_batch_is_an_error(twenty):
-    with pytest.raises(DataError, match="20 clips, which do not fill a batch of 64: lower --batch-size"):
-        loader(opened(twenty), batch_size=64)
-
-
 def test_a_file_that_is_no_parquet_is_named(tmp_path):
     name = pairs.write(tmp_path, pairs.tones(2))
     (tmp_path / "data/train-00000-of-00001.parquet").write_bytes(b"half a file")
     with pytest.raises(DataError, match="no whole Parquet file"):
         opened(name)
+
+
+# ---- weights, storage
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("out/dataset", ("out/dataset", 1)),
+        ("out/dataset:2", ("out/dataset", 2)),
+        ("user/name:.5", ("user/name", Fraction(1, 2))),
+        ("hf://datasets/user/name", ("hf://datasets/user/name", 1)),
+        ("s3://bucket/it:0.1", ("s3://bucket/it", Fraction(1, 10))),
+        ("C:/data", ("C:/data", 1)),
+    ],
+)
+def test_only_a_number_at_the_end_is_a_weight(name, expected):
+    assert weighted(name) == expected
+
+
+def test_a_folder_whose_name_ends_in_a_number_is_found(tmp_path):
+    name = pairs.write(tmp_path / "take:2", pairs.tones(3))
+    assert opened(name).weights == ((3, 1),) and opened(f"{name}:0.5").weights == ((3, Fraction(1, 2)),)
+
+
+def test_a_weight_of_nothing_is_an_error(twenty):
+    with pytest.raises(DataError, match="has the weight 0: leave the dataset out"):
+        opened(f"{twenty}:0.0")
+
+
+class Flaky(MemoryFileSystem):
+    """Storage whose next readings fail."""
+
+    protocol = "flaky"
+    failing, read = 0, 0
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.replace("flaky://", "memory://"))
+
+    def _open(self, path, mode="rb", **named):
+        if mode == "rb":
+            Flaky.read += 1
+            if Flaky.failing:
+                Flaky.failing -= 1
+                raise TimeoutError("no answer")
+        return super()._open(path, mode, **named)
+
+
+@pytest.fixture
+def stored(twenty, monkeypatch):
+    """The same dataset in storage."""
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    monkeypatch.setattr("clap.shards.PAUSE", 0)
+    monkeypatch.setattr(Flaky, "failing", 0)
+    fsspec.filesystem("flaky").put(f"{twenty}/data", "/sounds/data", recursive=True)
+    yield "flaky://sounds"
+    fsspec.filesystem("flaky").rm("/sounds", recursive=True)
+
+
+def test_a_dataset_in_storage_is_the_one_that_was_put_there(twenty, stored):
+    here, there = opened(twenty, folds=[1, 2]), opened(stored, folds=[1, 2])
+    assert splits(stored) == {"train"} and there.fingerprint() == here.fingerprint()
+    assert (heard(there) == heard(here)).all()
+    assert there.where(3).startswith("flaky://sounds/data/train-00000-of-00002.parquet, row 0 of row group 1")
+
+
+def test_batches_that_are_streamed_are_those_of_the_folder(twenty, stored):
+    tokenizer = train_tokenizer(opened(twenty).all_captions(), 300)
+    config = replace(pairs.SMALL, epochs=2, pool=8)
+    here, there = (list(Loader(opened(name), tokenizer, config).batches()) for name in (twenty, stored))
+    assert len(here) == 10 and [batch.ids for batch in here] == [batch.ids for batch in there]
+    assert all(torch.equal(a.audio, b.audio) for a, b in zip(here, there, strict=True))
+
+
+def test_storage_that_fails_for_a_moment_is_asked_again(stored):
+    data = opened(stored)
+    Flaky.failing = 3
+    assert len(read_group(*data.groups[0])) == 5
+
+
+def test_storage_that_stays_away_ends_with_advice(stored):
+    data = opened(stored)
+    Flaky.failing, Flaky.read = 100, 0
+    with pytest.raises(DataError, match=r"cannot be read .TimeoutError: no answer.: when it can, start again"):
+        read_group(*data.groups[0])
+    assert Flaky.read == 4
+
+
+def test_storage_without_the_dataset_is_said(stored):
+    with pytest.raises(DataError, match="flaky://nothing has no split 'train': it has no shards"):
+        opened("flaky://nothing")
+    with pytest.raises(DataError, match="storage did not give it"):
+        opened("nosuch://bucket/data")
+
+
+def test_a_shard_whose_first_clip_is_broken_can_be_trained_on(tmp_path):
+    rows = [pairs.row("bad/0", b"fLaC" + bytes(99), ["broken"]), *pairs.tones(8)]
+    assert len(opened(pairs.write(tmp_path, rows))) == 9

@@ -1,13 +1,15 @@
 """A small model that has learnt tones: what evaluation says of it, by hand."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pairs
 import pytest
 
+from clap import metrics
 from clap.data import DataError
-from clap.evaluate import classify, retrieval, zero_shot
+from clap.evaluate import classify, embed_labels, retrieval, validate, zero_shot
 from clap.model import CLAP
 from clap.train import train
 
@@ -95,3 +97,77 @@ def test_labels_that_the_model_cannot_tell_apart_are_refused(model, tmp_path):
     for labels in (["zebra", "giraffe"], ["buzz", "buzz"], []):
         with pytest.raises(DataError):
             classify(model, [tmp_path / "a.wav"], labels)
+
+
+class Known:
+    """A System of embeddings that are given: of clips in their order, of texts by their last word."""
+
+    def __init__(self, audio, text):
+        self.audio, self.text = audio, text
+
+    def embed_audio(self, clips, **_):
+        return self.audio[: len(clips)]
+
+    def embed_text(self, texts):
+        return self.text[[int(text.split()[-1]) for text in texts]]
+
+
+def test_retrieval_of_five_captions_a_clip_gives_the_golden_values_of_laion_clap(shared, tmp_path):
+    arrays = np.load(shared / "golden/f_metrics.npz")
+    golden = json.loads((shared / "golden/f_metrics.json").read_text())["evaluate_clotho_audiocaps_5cap"]
+    rows = pairs.tones(20)
+    for i, row in enumerate(rows):
+        row["captions"] = [f"caption {5 * i + j}" for j in range(5)]
+    found = retrieval(Known(arrays["audio"], arrays["text5"]), pairs.write(tmp_path, rows, split="test"))
+    for way, scores in found.items():
+        for key, name in (("R@1", "R@1"), ("R@5", "R@5"), ("R@10", "R@10"), ("mAP@10", "map10_laion")):
+            assert scores[name] == pytest.approx(golden[f"Clotho-test/{way}_{key}"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_retrieval_with_any_number_of_captions_is_that_of_brute_force(seed):
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(1, 14, size=17)
+    owner = rng.permutation(np.repeat(np.arange(17), sizes))
+    audio, text = rng.normal(size=(17, 3)), rng.normal(size=(len(owner), 3))
+    like, clips = text @ audio.T, range(17)
+    by_text = [int((like[q] > like[q, o]).sum()) for q, o in enumerate(owner)]
+    by_audio = [[int((like[:, k] > like[q, k]).sum()) for q in np.flatnonzero(owner == k)] for k in clips]
+    hits = [[r for r in own if r < 10] for own in by_audio]  # LAION: in the order of the captions, not of the ranks
+    laion = [sum(j / (r + 1) for j, r in enumerate(own, 1)) / n for own, n in zip(hits, sizes, strict=True)]
+    right = [sum(j / (r + 1) for j, r in enumerate(sorted(own), 1) if r < 10) / min(len(own), 10) for own in by_audio]
+    got = metrics.retrieval(audio, text, owner)
+    for k in (1, 5, 10):
+        assert got["text_to_audio"][f"R@{k}"] == pytest.approx(np.mean([r < k for r in by_text]))
+        assert got["audio_to_text"][f"R@{k}"] == pytest.approx(np.mean([min(own) < k for own in by_audio]))
+    assert got["text_to_audio"]["map10"] == pytest.approx(np.mean([(r < 10) / (r + 1) for r in by_text]))
+    assert got["audio_to_text"]["map10"] == pytest.approx(np.mean(right))
+    assert got["text_to_audio"]["median_rank"] == np.floor(np.median(by_text)) + 1
+    assert got["audio_to_text"]["map10_laion"] == pytest.approx(np.mean(laion))
+
+
+def test_equal_captions_tie_whatever_a_matrix_product_makes_of_them():
+    for n in range(2, 40):
+        rng = np.random.default_rng(n)
+        one, query = (rng.normal(size=(m, 512)).astype(np.float32) for m in (n, 3 * n))
+        truth = rng.integers(n, size=3 * n)
+        first, second = (metrics.ranks(query, np.concatenate([one, one]), truth + k) for k in (0, n))
+        assert (second == first + 1).all()
+
+
+def test_validation_scores_are_those_of_retrieval_and_their_mean(model, data):
+    from clap.data import open_split
+
+    scores = validate(model, open_split(data, "test", (), 48_000))
+    found = retrieval(model, data)
+    assert scores["mean_recall"] == metrics.mean_recall(found)
+    assert scores["audio_to_text/map10"] == found["audio_to_text"]["map10"]
+
+
+def test_several_prompts_are_one_embedding_a_label(model):
+    one, two = (embed_labels(model, ["buzz", "low_tone"], prompt) for prompt in ("{}", "The sound of a {}."))
+    mean = (one + two) / np.linalg.norm(one + two, axis=1, keepdims=True)
+    np.testing.assert_allclose(embed_labels(model, ["buzz", "low_tone"], ["{}", "The sound of a {}."]), mean, atol=1e-6)
+    assert np.abs(one - two).max() > 1e-3
+    with pytest.raises(DataError, match=r"no .* where the label goes"):
+        embed_labels(model, ["buzz"], ["{}", "buzz"])

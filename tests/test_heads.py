@@ -1,4 +1,4 @@
-"""Heads against LAION-CLAP's, which heads a loss brings along, and that every one of them trains and is resumed."""
+"""Heads against LAION-CLAP's, which heads a loss brings along, that they train and are resumed, what is frozen."""
 
 import shutil
 from dataclasses import replace
@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from clap.config import LOSSES, for_loss
-from clap.heads import freeze, projection, transform
+from clap.config import LOSSES, ConfigError, for_loss
+from clap.heads import freeze, norms, projection, train_mode, transform
 from clap.loss import compute
 from clap.model import CLAP
 from clap.text import scratch
@@ -96,7 +96,7 @@ def test_a_frozen_text_tower_stays_as_it_was_and_the_run_is_resumed_exactly(data
     encoder.save_pretrained(tmp_path / "text")
     tokenizer.save_pretrained(tmp_path / "text")
     model = replace(SHORT.model, text=str(tmp_path / "text"))
-    config = replace(SHORT, model=model, freeze_text=True, epochs=3)
+    config = replace(SHORT, model=model, freeze=("text",), epochs=3)
     train(config, data, tmp_path / "run")
     first = load_file(tmp_path / "run" / "checkpoints" / "step-00000004" / "model.safetensors")
     trained = weights(tmp_path / "run")
@@ -108,3 +108,67 @@ def test_a_frozen_text_tower_stays_as_it_was_and_the_run_is_resumed_exactly(data
     shutil.rmtree(half / "checkpoints" / "step-00000006")
     train(config, data, half)
     assert all(torch.equal(trained[name], each) for name, each in weights(half).items())
+
+
+FROZEN = [("audio",), ("audio.blocks.conv_block1", "text.encoder.embeddings"), ("text_projection", "log_scale_a")]
+
+
+def model(**settings):
+    """A model as training has it under these settings, and the settings."""
+    config = replace(SHORT, **settings)
+    made = CLAP.create(for_loss(config), CAPTIONS)
+    freeze(made, config)
+    return made, config
+
+
+def step(made, config):
+    """One step as in training."""
+    train_mode(made, config)
+    tokens = made.tokenizer(CAPTIONS * 2, padding=True, return_tensors="pt")
+    optimizer = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], 0.01)
+    out = made(torch.randn(4, config.model.n_samples), tokens["input_ids"], tokens["attention_mask"])
+    compute(config, out, torch.arange(4), torch.arange(4)).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("prefixes", FROZEN, ids=" ".join)
+def test_what_is_frozen_stays_with_its_statistics_and_without_dropout_and_the_rest_trains(prefixes):
+    made, config = model(freeze=prefixes)
+    before = {name: tensor.clone() for name, tensor in made.state_dict().items()}
+    step(made, config)
+    moved = {name for name, tensor in made.state_dict().items() if not torch.equal(tensor, before[name])}
+    under = {name for name in before if any(f"{name}.".startswith(f"{prefix}.") for prefix in prefixes)}
+    assert not moved & under
+    assert {name for name, _ in made.named_parameters()} - moved <= under | {"logit_bias", "text.encoder.pooler"}
+    modes = {name: module.training for name, module in made.named_modules() if name}
+    assert not any(modes[name] for name in modes if any(f"{name}.".startswith(f"{each}.") for each in prefixes))
+    assert modes["audio_projection"]
+
+
+def test_a_prefix_is_whole_names_so_that_text_is_not_its_projection():
+    made, _ = model(freeze=("text",), word_dropout=0.2)
+    assert made.text_projection[0].weight.requires_grad and made.text.frozen and made.text.cache is None
+
+
+def test_frozen_norms_keep_statistics_and_weights_while_all_else_trains():
+    made, config = model(freeze_norm=True)
+    before = [{k: v.clone() for k, v in norm.state_dict().items()} for norm in norms(made)]
+    step(made, config)
+    after = [norm.state_dict() for norm in norms(made)]
+    assert before and all(torch.equal(a[k], b[k]) for a, b in zip(before, after, strict=True) for k in a)
+    assert made.audio.training and made.audio.blocks.conv_block1.conv1.weight.requires_grad
+
+    usual, config = model()
+    mean = usual.audio.bn0.running_mean.clone()
+    step(usual, config)
+    assert not torch.equal(mean, usual.audio.bn0.running_mean)
+
+
+def test_an_unknown_part_is_named_with_those_that_there_are():
+    with pytest.raises(ConfigError, match=r"freeze 'audio\.layers': no part .* audio\.blocks, .*text_projection\.0"):
+        model(freeze=("audio.layers",))
+
+
+def test_nothing_left_to_train_is_refused():
+    with pytest.raises(ConfigError, match="leaves nothing to train: leave a part out"):
+        model(loss="triplet-max", freeze=("audio", "text", "audio_projection", "text_projection"))

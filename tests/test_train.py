@@ -20,7 +20,7 @@ from clap.config import ConfigError, to_dict
 from clap.data import DataError
 from clap.log import read
 from clap.model import CLAP
-from clap.train import TrainError, learning_rate, parameter_groups, train
+from clap.train import TrainError, learning_rate, train
 
 CONFIG = replace(pairs.SMALL, epochs=4, log_every=2, save_every=3, roll=True, word_dropout=0.2)
 SCRIPT = """
@@ -63,12 +63,13 @@ def equal(a, b):
 
 def lines(run):
     """metrics.jsonl without the clock."""
-    return [{k: v for k, v in line.items() if k != "clips_per_second"} for line in read(run / "metrics.jsonl")]
+    clock = ("clips_per_second", "data_wait")
+    return [{k: v for k, v in line.items() if k not in clock} for line in read(run / "metrics.jsonl")]
 
 
-def stopped_by(number, data, run, step):
+def stopped_by(number, data, run, step, config=CONFIG):
     """The same training in another process, which gets the signal in that step; its exit and stderr."""
-    command = [sys.executable, "-c", SCRIPT, str(int(number)), json.dumps(to_dict(CONFIG)), data, str(run), str(step)]
+    command = [sys.executable, "-c", SCRIPT, str(int(number)), json.dumps(to_dict(config)), data, str(run), str(step)]
     threads = str(torch.get_num_threads())
     env = {**os.environ, "OMP_NUM_THREADS": threads, "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -208,9 +209,29 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_cosine(step, expected):
     assert learning_rate(step, total=20, warmup=4, peak=1.0) == pytest.approx(expected)
 
 
-def test_only_matrices_decay():
-    model = CLAP.create(CONFIG.model, ["a sound"])
-    decay, free = parameter_groups(model, 0.1)
-    assert len(decay["params"]) + len(free["params"]) == len(list(model.parameters()))
-    assert all(p.ndim >= 2 for p in decay["params"]) and free["weight_decay"] == 0
-    assert any(p is model.log_scale_a for p in free["params"])
+def test_a_run_that_gets_no_better_stops_early_and_stays_stopped(data, tmp_path, capsys):
+    weary = replace(CONFIG, lr=1e-9, eval_every=2, patience=2, save_every=99)
+    first = train(weary, data, tmp_path)
+    assert "stopped early" in capsys.readouterr().err
+    kept = checkpoint.newest(tmp_path)
+    assert train(weary, data, tmp_path)["step"] == first["step"] < 20 and checkpoint.newest(tmp_path) == kept
+
+
+def test_the_best_checkpoints_are_kept_as_many_as_asked(data, tmp_path):
+    train(replace(CONFIG, eval_every=2, keep=1, keep_best=3, save_every=99), data, tmp_path)
+    recalls = {line["step"]: line["validation/mean_recall"] for line in lines(tmp_path) if len(line) > 9}
+    best = sorted(recalls, key=lambda step: (-recalls[step], step))[:3]
+    kept = {int(path.name[-8:]) for path in (tmp_path / "checkpoints").iterdir()}
+    assert kept == {*best, 20} and (tmp_path / "best").resolve().name == f"step-{best[0]:08d}"
+
+
+def test_the_average_of_the_weights_is_kept_and_a_stopped_run_goes_on_with_both(data, tmp_path):
+    config = replace(CONFIG, ema=0.9)
+    train(replace(config, epochs=1, keep=9), data, tmp_path / "one")
+    plain = train(replace(CONFIG, epochs=1), data, tmp_path / "plain")
+    assert plain["loss"] == pytest.approx(read(tmp_path / "one" / "metrics.jsonl")[-2]["loss"])  # trained alike
+    assert not equal(weights(tmp_path / "one"), weights(tmp_path / "plain"))
+    train(config, data, tmp_path / "whole")
+    assert stopped_by(signal.SIGTERM, data, tmp_path / "cut", 8, config)[0] != 0
+    train(config, data, tmp_path / "cut")
+    assert equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))

@@ -1,0 +1,109 @@
+"""Processes that train together, as torchrun starts them: who is who, and what they tell each other.
+
+Gradients are averaged here, after backward, and not by DistributedDataParallel: a loss of embeddings that were computed
+in micro-batches (step.py) has no single forward pass to hook into, and parts without a gradient need no search.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from clap.config import ConfigError
+
+PATIENCE = timedelta(hours=6)  # that the others wait while the first evaluates or fills a cache
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` that train together, and its device."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+    local: int = 0  # among those of this machine
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def wait(self) -> None:
+        """Until all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process."""
+        if self.size == 1:
+            return flag
+        flags = torch.tensor([int(flag)])  # gloo's, on the CPU: the devices do not stop for it
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags.item())
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the processes, on its device."""
+        if self.size > 1:
+            dist.all_reduce(value)
+            value /= self.size
+        return value
+
+    def share(self, model: nn.Module, parameters: bool = False) -> None:
+        """Give every process the first one's buffers (batch norm's statistics), and its parameters if asked."""
+        if self.size == 1:
+            return
+        for each in [*model.buffers(), *(model.parameters() if parameters else ())]:
+            dist.broadcast(each.data, 0)
+
+
+@contextmanager
+def join(device: str) -> Iterator[World]:
+    """This process's world: that of torchrun, or it alone."""
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(choose_device(device))
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    chosen = choose_device(f"cuda:{local}" if device in ("auto", "cuda") and torch.cuda.is_available() else device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+    try:
+        yield World(chosen, dist.get_rank(), size, local)
+    finally:
+        dist.destroy_process_group()
+
+
+def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
+    """Replace every gradient by its mean over the processes, in one exchange for each type of number.
+
+    A parameter that had none here, such as a fusion's where no clip was longer, counts as zero.
+    """
+    if world.size == 1:
+        return
+    trained = [each for each in parameters if each.requires_grad]
+    for each in trained:
+        if each.grad is None:
+            each.grad = torch.zeros_like(each)
+    for kind in sorted({each.dtype for each in trained}, key=str):
+        gradients = [each.grad for each in trained if each.dtype == kind and each.grad is not None]
+        flat = world.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+        for gradient, mean in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; auto is a GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device is {name!r}, but torch sees no GPU: use --device cpu or auto")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {name!r}: use cpu, cuda, cuda:1 or auto") from error

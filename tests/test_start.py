@@ -1,0 +1,116 @@
+"""A run that starts from a trained model: which settings are whose, what is kept, what is new, what is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pairs
+import pytest
+import torch
+from test_convert import laion_state, tokenizer, training_file  # noqa: F401
+
+from clap import checkpoint, export
+from clap.config import ConfigError, ModelConfig, TrainConfig
+from clap.data import open_split
+from clap.model import CLAP
+from clap.start import settle, start
+
+SOUND = [np.random.default_rng(0).standard_normal(9000).astype(np.float32)]
+CAPTIONS = ["The sound of a low tone.", "A buzz."]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    return open_split(pairs.write(tmp_path_factory.mktemp("data"), pairs.tones(6)), "train", (), 48000)
+
+
+@pytest.fixture(scope="module")
+def trained(clips, tmp_path_factory):
+    """A small model in a run folder."""
+    run = tmp_path_factory.mktemp("trained")
+    torch.manual_seed(3)
+    model = start(pairs.SMALL, clips)
+    with torch.no_grad():
+        model.log_scale_a.fill_(3.0)
+    checkpoint.write(run, 7, model.fill)
+    checkpoint.link(run, "best", 7)
+    return run
+
+
+def asked(trained, **model):
+    """Settings of the model that differ from the defaults, beside --init."""
+    return TrainConfig(init=str(trained), model=ModelConfig(**model), batch_size=4)
+
+
+def same(a, b):
+    return np.array_equal(a.embed_audio(SOUND), b.embed_audio(SOUND)) and np.array_equal(
+        a.embed_text(CAPTIONS), b.embed_text(CAPTIONS)
+    )
+
+
+def test_the_model_is_the_checkpoints_whatever_the_defaults(trained, clips):
+    config = settle(asked(trained), None)
+    assert config.model == pairs.SMALL.model and config.batch_size == 4
+    assert same(start(config, clips), CLAP.from_pretrained(trained))
+    assert same(start(asked(trained), clips), CLAP.from_pretrained(trained))
+
+
+def test_settings_that_move_no_weight_may_be_changed(trained, clips):
+    config = settle(asked(trained, time_mask=3, pann_dropout=0.4, text_context=20), None)
+    model = start(config, clips)
+    expected = replace(pairs.SMALL.model, time_mask=3, pann_dropout=0.4, text_context=20)
+    assert model.config == config.model == expected and model.text.context == 20
+    assert model.audio.augment.time_width == 3 and model.audio.block_dropout.p == 0.4
+    assert same(model, CLAP.from_pretrained(trained))
+
+
+def test_another_architecture_is_refused_with_what_differs(trained, clips):
+    config = asked(trained, dim=8, n_mels=32, audio="pann", hop=960)
+    with pytest.raises(ConfigError, match=r"\(hop is 480, not 960, dim is 16, not 8\): .*finetune.*time_mask"):
+        settle(config, None)
+    with pytest.raises(ConfigError, match="is another model"):
+        start(config, clips)
+
+
+def test_more_tokens_than_the_tower_has_places_for_are_refused(trained, clips):
+    assert start(asked(trained, text_context=76), clips).config.text_context == 76
+    with pytest.raises(ConfigError, match=r"text_context is 78, the text tower of .* reads 77 tokens: lower it"):
+        start(asked(trained, text_context=78), clips)
+
+
+def test_a_loss_brings_new_heads_and_siglips_scale_beside_a_new_bias(trained, clips):
+    mlp = start(replace(asked(trained), loss="mlp"), clips)
+    assert mlp.audio_transform is not None and mlp.log_scale_a == 3.0 and same(mlp, CLAP.from_pretrained(trained))
+    sigmoid = start(replace(asked(trained), loss="sigmoid"), clips)
+    assert sigmoid.logit_bias == -10 and sigmoid.log_scale_a.exp().item() == pytest.approx(10)
+    assert same(sigmoid, CLAP.from_pretrained(trained))
+
+
+def test_heads_that_the_checkpoint_has_stay(trained, clips, tmp_path):
+    mlp = start(replace(asked(trained), loss="mlp"), clips)
+    mlp.save_pretrained(tmp_path / "mlp")
+    model = start(asked(tmp_path / "mlp"), clips)
+    assert torch.equal(model.audio_transform[0].weight, mlp.audio_transform[0].weight)
+
+
+def test_a_run_that_goes_on_has_its_own_checkpoints_settings(trained, tmp_path):
+    config = settle(asked(tmp_path / "gone"), checkpoint.newest(trained))
+    assert config.model == pairs.SMALL.model and config.init
+
+
+def test_without_init_the_model_is_new_with_the_heads_of_its_loss(clips):
+    config = settle(replace(pairs.SMALL, loss="sigmoid"), None)
+    torch.manual_seed(0)
+    assert start(config, clips).config == config.model == replace(pairs.SMALL.model, logit_bias=True)
+
+
+def test_a_file_of_laions_takes_its_tokenizer_from_text(clips, tmp_path, tokenizer):  # noqa: F811
+    path = training_file(tmp_path / "laion.pt", laion_state())
+    config = settle(asked(path, text=str(tokenizer), time_mask=3), None)
+    model = start(config, clips)
+    assert model.config == config.model and config.model.text == str(tokenizer) and config.model.time_mask == 3
+    original = CLAP.from_pretrained(path, tokenizer=tokenizer)
+    assert same(model, original)
+
+    export.to_transformers(original, tmp_path / "hf")
+    theirs = start(settle(asked(tmp_path / "hf"), None), clips)
+    assert np.abs(theirs.embed_text(CAPTIONS) - original.embed_text(CAPTIONS)).max() < 1e-6
