@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from clap.config import PRESETS, PROMPT, ClapError, ModelConfig, TrainConfig
+from clap.probe_config import ProbeConfig
 from pipelines.caption import Caption
 from pipelines.dedup import Dedup
 from pipelines.disk import BuildError
@@ -560,6 +561,34 @@ def side_by_side(title: str, scores: dict[str, dict[str, float]]) -> None:
     Console().print(grid)
 
 
+@command("probe", ProbeConfig)
+def probe(
+    model: Model,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Folder of features/, result.json and the first classifier, probe/.")],
+    device: Device = "auto",
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Fit a classifier on a model's audio side, and test it by the dataset's own folds or splits.
+
+    No tested clip is chosen by: that is left to the validation split, the next fold, or a share of the training clips.
+
+    Example: python cli.py probe --model RUN --data OUT/dataset --out PROBE --head linear
+    """
+    from clap.probe import probe as measure
+
+    result = measure(load(model, device), data, out, fill(ProbeConfig(), settings))
+    if as_json:
+        print(json.dumps(result, indent=1))
+        return
+    scores: dict[str, Any] = {key: f"{result[key]:.4f}" for key in result["std"]}
+    for spread, over in (("std", "folds"), ("std_seeds", "seeds")):
+        scores |= {f"deviation over {over}, {key}": f"{value:.4f}" for key, value in result[spread].items()}
+    table("probe", {**scores, "chance": f"{result['chance']:.4f}", "n": result["n"], "classifier": out / "probe"})
+    table("per class", {name: f"{value:.4f}" for name, value in result["per_class"].items()})
+
+
 @command("classify")
 def classify(
     files: Annotated[list[Path], typer.Argument(help="Sounds.")],
@@ -686,7 +715,7 @@ def index(
 
     Example: python cli.py index OUT/dataset --model RUN --out INDEX
     """
-    from clap.search.index import build_index
+    from clap.search.build import build_index
 
     done = build_index(load(model, device), source, out, truncation=truncation, split=split, name=model)
     print(json.dumps(done, indent=1)) if as_json else table(clean(str(out)), done)
@@ -716,7 +745,7 @@ def search(
 
     opened = Index.open(index)
     keep = opened.mask(names(sources) or (), names(licenses) or ())
-    found = find(opened, load(model or opened.config["model"], device), text, like, k, keep)
+    found = find(opened, load(opened.model_name(model), device), text, like, k, keep)
     if as_json:
         print(json.dumps(found, indent=1))
         return
@@ -787,6 +816,9 @@ def score(
 ) -> None:
     """Score how well captions fit their sounds, for build-dataset --scores FILE --min-score X.
 
+    Score a dataset built without --scores: a clip that FILE does not name stays, so FILE made from a dataset that
+    was filtered already brings back what was rejected.
+
     Example: python cli.py score OUT/dataset --model RUN --out scores.parquet
     """
     from clap.search.score import score as run
@@ -795,7 +827,7 @@ def score(
     print(json.dumps(done, indent=1)) if as_json else table(clean(str(out)), done)
 
 
-def show_rows(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def show_rows(columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Print texts in columns under their names."""
     from rich.console import Console
     from rich.markup import escape
@@ -828,7 +860,7 @@ def serve(
     from clap.search.serve import serve as run
 
     opened = Index.open(index)
-    run(opened, load(model or opened.config["model"], device), host, port, browse)
+    run(opened, load(opened.model_name(model), device), host, port, browse)
 
 
 # ---- the whole journey

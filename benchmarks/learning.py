@@ -9,9 +9,10 @@ Theirs is laion_clap's own main.py with its flags, loader, ClipLoss, AdamW and s
 wrote. Three things around it are not its own: its HTSAT is made with smaller numbers (a CPU has to train it), its
 loader is asked for clips of 5 s instead of 10, and torchaudio.load goes through soundfile.
 Both train the same towers (HTSAT, and CLIP's text transformer with CLIP's BPE, from scratch), on the same 240 clips,
-for the same epochs, with the same batch, learning rate, warm-up, weight decay and masks. "ours" keeps what our preset
-does beside that; "ours, their recipe" drops all of it (equal captions attract, rolled clips, dropped words, a second
-scale), so that only the code differs. CPU seconds are those of the whole training command with its children.
+for the same epochs, with the same batch, learning rate, warm-up, weight decay and masks. In "plain" all else is as with
+them too, so that only the code differs. "ours" has what our preset does beside that: equal captions attract, clips are
+rolled, words dropped, gradients clipped, and there is a second scale. CPU seconds are those of the whole command that
+trains, its start and its children included. A finished run is not trained again.
 """
 
 import argparse
@@ -34,6 +35,10 @@ HTSAT = {"spec_size": 128, "embed_dim": 32, "depths": [2, 2, 2], "num_heads": [2
 SECONDS, N_FFT, HOP, TIME_MASK, FREQ_MASK = 5, 2048, 960, 16, 8
 BATCH, LR, WARMUP, DECAY = 16, 1e-3, 20, 0.01
 THEIR_RECIPE = "--targets plain --scales one --no-roll --word-dropout 0 --clip-norm 1e9".split()
+THEIR_FLAGS = (
+    "--dataset-type webdataset --datasetnames esc10 --datasetinfos train --workers 1 --data-filling repeatpad "
+    "--amodel HTSAT-tiny --tmodel transformer --no-eval --save-frequency 0"
+).split()
 PROMPTS = "This is a sound of {}.", "The sound of {}."  # the usual one; that of the captions in training
 
 
@@ -44,9 +49,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/learning"))
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--seeds", default="0")
-    parser.add_argument("--runs", default="laion_clap,ours,plain", help="which: laion_clap, ours, plain (their recipe)")
+    parser.add_argument("--runs", default="laion_clap,plain,ours", help="which, in turn")
     given = parser.parse_args()
     out = given.out.resolve()
+    laion()
     prepare(given.data.resolve(), out)
     for name in given.runs.split(","):
         found = [once(name, out, given.epochs, seed) for seed in given.seeds.split(",")]
@@ -128,32 +134,9 @@ def our_line(name: str, out: Path, run: Path, epochs: int) -> list[object]:
 
 def their_line(out: Path, run: Path, epochs: int) -> list[object]:
     """laion_clap's main.py, as its training scripts call it."""
-    data = ["--dataset-type", "webdataset", "--datasetpath", out / "tars", "--datasetnames", "esc10"]
+    where = ["--datasetpath", out / "tars", "--logs", run.parent, "--name", run.name, "--report-to", ""]
     same = ["--epochs", epochs, "--batch-size", BATCH, "--lr", LR, "--warmup", WARMUP, "--wd", DECAY]
-    model = [
-        "--amodel",
-        "HTSAT-tiny",
-        "--tmodel",
-        "transformer",
-        "--data-filling",
-        "repeatpad",
-        "--datasetinfos",
-        "train",
-    ]
-    rest = [
-        "--no-eval",
-        "--save-frequency",
-        0,
-        "--workers",
-        1,
-        "--logs",
-        run.parent,
-        "--name",
-        run.name,
-        "--report-to",
-        "",
-    ]
-    return [sys.executable, __file__, "train-laion", *data, *same, *model, *rest]
+    return [sys.executable, __file__, "train-laion", *where, *same, *THEIR_FLAGS]
 
 
 def train_laion() -> None:
@@ -196,7 +179,6 @@ def their_model() -> Any:
 
 def clip_text(folder: Path) -> None:
     """A folder of CLIP's text transformer for transformers, random, of these sizes, with laion_clap's BPE."""
-    laion()
     from clap_module.tokenizer import SimpleTokenizer
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -223,7 +205,6 @@ def our_embeddings(run: Path, clips: list[np.ndarray], labels: list[str]) -> lis
 @torch.no_grad()
 def their_embeddings(run: Path, clips: list[np.ndarray], labels: list[str]) -> list[np.ndarray]:
     """As `our_embeddings`, by laion_clap's own methods."""
-    laion()
     from clap_module import tokenize
 
     model = their_model().eval()

@@ -92,7 +92,8 @@ def main() -> None:
 def race(given: argparse.Namespace, threads: int) -> None:
     """Every run in turns on the same batches; prints a table, ratios to the first run."""
     torch.manual_seed(0)
-    batches = [pairs(given, seed) for seed in range(given.steps)]
+    words = spoken(given.captions)
+    batches = [pairs(*words, given.batch, seed, given.device) for seed in range(given.steps)]
     steps = {name: contestant(name, given) for name in given.runs.split(",")}
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     held: dict[str, int] = {}
@@ -149,24 +150,27 @@ def contestant(name: str, given: argparse.Namespace) -> Step:
 # ---- data
 
 
-def pairs(given: argparse.Namespace, seed: int) -> Pairs:
-    """Noise, and captions drawn from the file."""
-    from clap.text import tokenize, train_tokenizer
+def spoken(path: Path) -> tuple[list[str], Any]:
+    """Captions, and a tokenizer that knows their words."""
+    from clap.text import train_tokenizer
+
+    with path.open(encoding="utf-8", newline="") as file:
+        captions = [row["caption"] for row in csv.DictReader(file)]
+    return captions, train_tokenizer(captions, 50265)
+
+
+def pairs(captions: list[str], tokenizer: Any, size: int, seed: int, device: str) -> Pairs:
+    """Noise, and captions drawn at random, by length as our loader hands them out."""
+    from clap.text import tokenize
 
     rng = np.random.default_rng(seed)
-    with given.captions.open(encoding="utf-8", newline="") as file:
-        captions = [row["caption"] for row in csv.DictReader(file)]
-    tokenizer = train_tokenizer(captions, 50265)
-    drawn = [captions[row] for row in rng.integers(len(captions), size=given.batch)]
-    said = sorted(drawn, key=lambda caption: len(tokenizer.tokenize(caption)))  # as our loader hands them out
-    waveform = torch.from_numpy(rng.integers(-3000, 3000, (given.batch, 480_000), dtype=np.int16))
-    keys = "input_ids", "attention_mask"
+    drawn = [captions[row] for row in rng.integers(len(captions), size=size)]
+    said = sorted(drawn, key=lambda caption: len(tokenizer.tokenize(caption)))
+    short = dict(zip(("input_ids", "attention_mask"), tokenize(tokenizer, said, 77), strict=True))
     long = tokenizer(said, padding="max_length", truncation=True, max_length=77, return_tensors="pt")
-    found = Pairs(
-        waveform, waveform / 32768, dict(zip(keys, tokenize(tokenizer, said, 77), strict=True)),
-        {key: long[key] for key in keys},
-    )  # fmt: skip
-    return Pairs(*(to(part, given.device) for part in found))
+    waveform = torch.from_numpy(rng.integers(-3000, 3000, (size, 480_000), dtype=np.int16))
+    found = waveform, waveform / 32768, short, {key: long[key] for key in short}
+    return Pairs(*(to(part, device) for part in found))
 
 
 def to(part: Any, device: str) -> Any:
@@ -242,8 +246,8 @@ def transformers(given: argparse.Namespace, dynamic: bool) -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
 
     def forward(batch: Pairs) -> Tensor:
-        text = batch.short if dynamic else batch.padded
-        return model(**text, input_features=log_mel(batch.floats), return_loss=True).loss
+        said = batch.short if dynamic else batch.padded
+        return model(**said, input_features=log_mel(batch.floats), return_loss=True).loss
 
     return peer_step(forward, optimizer, given.device)
 

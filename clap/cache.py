@@ -10,7 +10,6 @@ depends on; so it may lie anywhere and serve many runs. It is written beside and
 """
 
 import fcntl
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -48,14 +47,22 @@ OPENING = 8  # shards that are opened at once: of remote ones it is the waiting 
 class Kept:
     """The log-mels of a shard."""
 
-    mels: np.ndarray  # (frames, n_mels) float16, mapped from the disk
+    path: Path  # of mels.f16
+    n_mels: int
     ends: np.ndarray  # (rows + 1,)
     groups: np.ndarray  # (row groups + 1,)
 
     def clip(self, group: int, offset: int) -> np.ndarray:
-        """(frames, n_mels) of a row of a row group; no frames if it did not decode."""
+        """(frames, n_mels) of a row of a row group; no frames if it did not decode.
+
+        The file is open only as long as the array lives: a process may have fewer files open than there are shards.
+        """
         row = self.groups[group] + offset
-        return self.mels[self.ends[row] : self.ends[row + 1]]
+        start, end = self.ends[row : row + 2].tolist()
+        shape = (end - start, self.n_mels)
+        if start == end:
+            return np.empty(shape, np.float16)
+        return np.memmap(self.path, np.float16, "c", 2 * start * self.n_mels, shape)
 
 
 class Cache:
@@ -70,9 +77,15 @@ class Cache:
         self.kept = {shard: open_kept(folder, config.model.n_mels) for shard, folder in folders.items()}
 
     def __getitem__(self, row: int) -> np.ndarray:
-        """The log-mel of a row's whole clip, filled, (frames, n_mels) float16; Undecodable if there is none."""
+        """The log-mel of a row's whole clip, filled, (frames, n_mels) float16; Undecodable if there is none.
+
+        It is mapped from the disk, so that of a long clip only the window is read that is cut from it.
+        """
         shard, group = self.data.groups[self.data.group[row]]
-        mel = self.kept[shard].clip(group, self.data.offset[row])
+        try:
+            mel = self.kept[shard].clip(group, self.data.offset[row])
+        except (OSError, ValueError) as error:  # gone; cut short
+            raise DataError(f"log-mels cannot be read ({error}): start again, which makes what is missing") from error
         if not len(mel):
             raise Undecodable(f"{self.data.where(row)}: audio did not decode when it was cached")
         return mel
@@ -104,14 +117,14 @@ def build(data: Dataset, config: TrainConfig) -> None:
 
     Whole shards are made, whatever the folds. Several processes may do so at once: each takes the next shard that no
     other one is at, and at the end waits for them. Killed halfway, it goes on after the last whole shard. Raises
-    DataError if the disk has too little room, if it fills up, or if more than 1 % of the clips do not decode.
+    DataError if the disk has too little room, if it fills up, or if too many clips do not decode (see Tally).
     """
     missing = {shard: folder for shard, folder in located(data, config).items() if not folder.is_dir()}
     if not missing:
         return
     home(config).mkdir(parents=True, exist_ok=True)
     check_room([*missing], config)
-    log_mel, tally = front_end(config.model), Tally()
+    log_mel, tally = front_end(config.model), Tally(len(data))
     n_groups = sum(shard in missing for shard, _ in data.groups)
     with threads(1, config.workers) as (reader, decoders), progress(n_groups) as tick:
         for wait in (False, True):
@@ -187,9 +200,7 @@ def write(folder: Path, groups: Iterable[list[np.ndarray]], about: dict[str, Any
 
 def open_kept(folder: Path, n_mels: int) -> Kept:
     """The log-mels that `write` wrote."""
-    path = folder / "mels.f16"
-    mels = np.memmap(path, np.float16, "c") if path.stat().st_size else np.empty(0, np.float16)
-    return Kept(mels.reshape(-1, n_mels), np.load(folder / "ends.npy"), np.load(folder / "groups.npy"))
+    return Kept(folder / "mels.f16", n_mels, np.load(folder / "ends.npy"), np.load(folder / "groups.npy"))
 
 
 def located(data: Dataset, config: TrainConfig) -> dict[Path | str, Path]:
@@ -227,8 +238,9 @@ def check_room(shards: list[Path | str], config: TrainConfig) -> None:
     """Raise DataError if the disk has no room for the log-mels of `shards`, by the first clips of some of them."""
     model, here = config.model, home(config)
     some = shards[:: -(-len(shards) // SOME)]
-    clips = [flac for shard in some for flac in first_clips(shard, 0, SOME) if flac]
-    per_byte = sum(mel_bytes(samples(flac), model) for flac in clips) / max(1, sum(map(len, clips)))
+    flacs = [(flac, str(shard)) for shard in some for flac in first_clips(shard, 0, SOME) if flac]
+    needs = sum(mel_bytes(samples(flac, where, model), model) for flac, where in flacs)
+    per_byte = needs / max(1, sum(len(flac) for flac, _ in flacs))
     with ThreadPoolExecutor(OPENING) as openers:
         needed = round(per_byte * sum(openers.map(audio_bytes, shards)))
     free = shutil.disk_usage(here).free
@@ -244,13 +256,11 @@ def mel_bytes(n_samples: int, config: ModelConfig) -> int:
     return 2 * config.n_mels * (max(n_samples, config.n_samples) // config.hop + 1)
 
 
-def samples(flac: Any) -> int:
-    """Length of a clip by its header; 0 if that cannot be read."""
-    import soundfile
-
+def samples(flac: Any, where: str, config: ModelConfig) -> int:
+    """Length of a clip, decoded, as its header may claim any; 0 if it does not decode."""
     try:
-        return soundfile.info(io.BytesIO(flac)).frames
-    except soundfile.LibsndfileError:
+        return len(decode(flac, config.sample_rate, 0, where))
+    except Undecodable:
         return 0
 
 

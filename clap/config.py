@@ -89,7 +89,9 @@ class TrainConfig:
     texts: str = setting("captions", "sentences to learn from: captions, generated (where there are some), both")
     word_dropout: float = setting(0.0, "chance of each word of a caption to be left out in training")
     roll: bool = setting(False, "rotate every training clip by a random amount of time")
-    init: str = setting("", "start from this model: a run, a checkpoint, a LAION .pt, a Hub id (empty: random)")
+    init: str = setting(
+        "", "start from this model (run, checkpoint, LAION .pt, Hub id), its settings included (empty: random)"
+    )
     init_audio: str = setting("", "start the audio tower from a file of HTS-AT, PANNs or LAION-CLAP (empty: random)")
     freeze: tuple[str, ...] = setting((), "parts that stay as they are, by name: text, audio, audio.layers.0, ...")
     freeze_norm: bool = setting(False, "batch norms keep their statistics and weights, as in evaluation")
@@ -133,7 +135,7 @@ class TrainConfig:
 
 
 # May change when a run continues: they do not move its weights.
-FREE = frozenset({"keep", "keep_best", "workers", "tensorboard", "wandb", "cache_dir"})
+FREE = frozenset({"keep", "keep_best", "workers", "tensorboard", "wandb", "cache_dir", "device"})
 
 
 def check_model(model: ModelConfig) -> None:
@@ -181,16 +183,27 @@ def check(config: TrainConfig) -> None:
     for name in ("epochs", "batch_size", "pool", "log_every", "keep", "keep_best", "workers"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}: it must be 1 or more")
-    for name in ("lr", "lr_audio", "lr_text", "clip_norm", "margin"):
+    for name in ("lr", "lr_audio", "lr_text", "clip_norm", "margin", "eps"):
         if not getattr(config, name) > 0:
             raise ConfigError(f"{name} is {getattr(config, name)}: it must be more than 0")
-    for name in ("seed", "kappa", "micro_batch", "patience", "lora"):
+    for name in (
+        "seed",
+        "kappa",
+        "micro_batch",
+        "patience",
+        "lora",
+        "weight_decay",
+        "warmup",
+        "eval_every",
+        "save_every",
+    ):
         if getattr(config, name) < 0:
             raise ConfigError(f"{name} is {getattr(config, name)}: it must be 0 or more")
     if config.kappa and config.loss not in ("softmax", "mlp"):
         raise ConfigError(f"kappa weights the softmax and mlp losses, not {config.loss}: leave it 0 or change --loss")
-    if not 0 <= config.ema < 1:
-        raise ConfigError(f"ema is {config.ema}: it must be 0 or more and less than 1, such as 0.999")
+    for name in ("ema", "beta1", "beta2", "word_dropout"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}: it must be 0 or more and less than 1")
     if config.lora and config.ema:
         raise ConfigError("lora trains few weights, of which no average is kept: leave ema 0")
     if config.lora and not (config.init or (config.init_audio and config.model.text != "scratch")):

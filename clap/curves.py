@@ -38,7 +38,7 @@ def draw(run: Path) -> Path:
     place = {"left": 0.04, "right": 0.945, "top": 0.9, "bottom": 0.08, "wspace": 0.24, "hspace": 0.42}
     axes = figure.subplots(2, 3, gridspec_kw=place).ravel()
     panels(axes, lines)
-    figure.suptitle(title(run, lines), x=0.02, ha="left", fontsize=13, fontweight="bold")
+    figure.suptitle(title(run, lines), x=0.02, ha="left", fontsize=13, fontweight="bold", parse_math=False)
     for axis in axes:
         tidy(axis, int(lines[-1]["step"]))
     buffer = io.BytesIO()

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["SHARD", "DataError", "Dataset", "Undecodable", "decode", "fits", "open_split", "read_group", "splits"]
 
 OPENING = 8  # shards that are looked at at once: of remote ones it is the waiting that takes time
-ENOUGH = 100  # clips, before the share of them that fail is judged
+SPARE = 10  # clips that may fail to decode, however few there are
 FAILING = 0.01  # share of clips that may fail to decode
+BLOCK = 2**22  # samples that are decoded at once: 87 s at 48 kHz
 LOOKS = 5  # clips of a shard one of which must decode before it is trained on
 
 logger = logging.getLogger(__name__)
@@ -35,10 +36,16 @@ class Undecodable(DataError):
 
 @dataclass
 class Tally:
-    """Clips that were decoded, and those of them that could not be: each is told once, and too many are an error."""
+    """Clips that do not decode: each is told once, and too many are an error.
 
+    Too many are more than SPARE and more than 1 % of the clips of a pass, an epoch or the making of a cache; a clip
+    counts once, however often it comes. So neither the order in which clips come decides, nor how often they do. A run
+    that resumes counts anew. A process that has a share of every epoch may find new ones in each: then it is 1 % of
+    all its passes so far.
+    """
+
+    clips: int  # of a pass
     looked: int = 0
-    failed: int = 0
     told: dict[str, None] = field(default_factory=dict)  # in order
 
     def add(self, looked: int, failed: Sequence[str]) -> None:
@@ -47,9 +54,13 @@ class Tally:
             if message not in self.told:
                 self.told[message] = None
                 logger.warning("%s. Until then it is left out", message)
-        self.looked, self.failed = self.looked + looked, self.failed + len(failed)
-        if self.looked >= ENOUGH and self.failed > FAILING * self.looked:
-            raise DataError(f"{self.failed} of {self.looked} clips failed; the last: {[*self.told][-1]}")
+        self.looked += looked
+        passes = -(-self.looked // self.clips)  # the one that has begun counts whole
+        if len(self.told) > max(SPARE, FAILING * passes * self.clips):
+            raise DataError(
+                f"{len(self.told)} clips do not decode, more than {FAILING:.0%} of {passes * self.clips}; the last: "
+                f"{[*self.told][-1]}"
+            )
 
 
 @dataclass(frozen=True)
@@ -96,12 +107,15 @@ class Dataset:
         return hashed.hexdigest()[:16]
 
 
-def open_split(names: str | Sequence[str], split: str, folds: Sequence[int], sample_rate: int) -> Dataset:
+def open_split(
+    names: str | Sequence[str], split: str, folds: Sequence[int], sample_rate: int, every: bool = True
+) -> Dataset:
     """The rows of `split` ("all": every one) and `folds` (empty: all) of one dataset or several, in order.
 
     A name is a folder that holds data/*.parquet, a Hub id or a URL of storage, whose rows come once in an epoch of
     training, or with :NUMBER behind it that often. Raises DataError for what training would trip over later: no such
-    split, a missing shard or column, a clip without caption, another sample rate.
+    split, a missing shard or column, a clip without caption, an empty one, another sample rate; and if a dataset (if
+    not `every`: all of them) would have no clip.
     """
     import pyarrow as pa
 
@@ -110,23 +124,25 @@ def open_split(names: str | Sequence[str], split: str, folds: Sequence[int], sam
     with ThreadPoolExecutor(OPENING) as threads:
         looked = threads.map(lambda shard: _look(shard, folds, sample_rate), chain.from_iterable(shards))
         parts = [[next(looked) for _ in each] for each in shards]
+    sizes = [sum(len(part.table) for part in each) for each in parts]
+    if not (all if every else any)(sizes):
+        without = ", ".join(name for (name, _), size in zip(named, sizes, strict=True) if not size)
+        why = f" is of folds {list(folds)}: check the folds" if folds else ": choose another split"
+        raise DataError(f"no clip in split {split!r} of {without}{why}, or leave it out")
     groups: list[tuple[Path | str, int]] = []
     group: list[np.ndarray] = []
     for part in chain.from_iterable(parts):
         group.append(part.group + len(groups))
         groups += [(part.shard, index) for index in range(part.groups)]
-    found = Dataset(
+    return Dataset(
         ", ".join(name for name, _ in named),
         pa.concat_tables([part.table for part in chain.from_iterable(parts)]).combine_chunks(),
         tuple(groups),
         np.concatenate(group),
         np.concatenate([part.offset for part in chain.from_iterable(parts)]),
         sample_rate,
-        tuple((sum(len(part.table) for part in each), weight) for each, (_, weight) in zip(parts, named, strict=True)),
+        tuple((size, weight) for size, (_, weight) in zip(sizes, named, strict=True)),
     )
-    if not len(found):
-        raise DataError(f"no clip of split {split!r} in {found.name} is of folds {list(folds)}: check --folds")
-    return found
 
 
 @dataclass(frozen=True)
@@ -164,13 +180,17 @@ def _look(shard: Path | str, folds: Sequence[int], sample_rate: int) -> Part:
 
 def place(shard: Path | str, group: int, offset: int, id: object) -> str:
     """Where a clip is, for messages."""
-    return f"{shard}, row {offset} of row group {group} ({id})"
+    return printable(f"{shard}, row {offset} of row group {group} ({id})")
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped: a name from outside must not steer the terminal it is shown on."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def _read_rows(shard: Path | str) -> tuple["pa.Table", list[int]]:
     """The small columns of a shard and the sizes of its row groups, checked."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     def work(file: "pq.ParquetFile") -> tuple["pa.Table", list[int]]:
         check_schema(shard, file.schema_arrow)
@@ -182,11 +202,26 @@ def _read_rows(shard: Path | str) -> tuple["pa.Table", list[int]]:
         if name not in table.column_names:
             empty: Any = 0 if kind == pa.int32() else []
             table = table.append_column(name, pa.array([empty] * len(table), kind))
+    table = table.select(list(_small())).cast(pa.schema(_small()))
+    check_texts(shard, table)
+    return table, sizes
+
+
+def check_texts(shard: Path | str, table: "pa.Table") -> None:
+    """Raise DataError for a row without caption, or with one, or a generated one, that is null or blank."""
+    import pyarrow.compute as pc
+
     bare = pc.index(pc.equal(pc.fill_null(pc.list_value_length(table["captions"]), 0), 0), True).as_py()
     if bare >= 0:
-        clip = table["id"][bare]
-        raise DataError(f"{shard}, row {bare} ({clip}) has no caption: leave such clips out of the dataset")
-    return table.select(list(_small())).cast(pa.schema(_small())), sizes
+        clip = printable(f"{shard}, row {bare} ({table['id'][bare]})")
+        raise DataError(f"{clip} has no caption: leave such clips out of the dataset")
+    for name in ("captions", "generated"):
+        column = table[name].combine_chunks()
+        blank = pc.equal(pc.fill_null(pc.utf8_trim_whitespace(pc.list_flatten(column)), ""), "")
+        if (first := pc.index(blank, True).as_py()) >= 0:
+            row = pc.list_parent_indices(column)[first].as_py()
+            clip = printable(f"{shard}, row {row} ({table['id'][row]})")
+            raise DataError(f"{clip} has an empty text in {name}: leave it out of the dataset")
 
 
 def check_schema(shard: Path | str, schema: "pa.Schema") -> None:
@@ -240,9 +275,18 @@ def decode(
             wanted = min(n_samples or file.frames, file.frames)
             spare = file.frames - wanted
             file.seek(int(rng.integers(spare + 1)) if rng else spare // 2)
-            waveform = file.read(wanted, dtype="int16")
+            waveform = _read_samples(file, wanted)
     except soundfile.LibsndfileError as error:
-        raise Undecodable(f"{where}: audio does not decode ({error}): build the dataset again") from error
+        why = error.error_string  # the whole message has the address of the buffer, and so is never the same twice
+        raise Undecodable(f"{where}: audio does not decode ({why}): build the dataset again") from error
     if not len(waveform) or len(waveform) < wanted:
         raise Undecodable(f"{where}: audio ends early or is empty: build the dataset again")
     return waveform
+
+
+def _read_samples(file: Any, n: int) -> np.ndarray:
+    """The next n samples, int16, fewer where the audio ends; in blocks, for a header may claim more than there is."""
+    blocks = [file.read(min(n, BLOCK), dtype="int16")]
+    while len(blocks[-1]) == BLOCK and (rest := n - BLOCK * len(blocks)):
+        blocks.append(file.read(min(rest, BLOCK), dtype="int16"))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)

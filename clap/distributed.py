@@ -53,12 +53,11 @@ class World:
             value /= self.size
         return value
 
-    def share(self, model: nn.Module, parameters: bool = False) -> None:
-        """Give every process the first one's buffers (batch norm's statistics), and its parameters if asked."""
-        if self.size == 1:
-            return
-        for each in [*model.buffers(), *(model.parameters() if parameters else ())]:
-            dist.broadcast(each.data, 0)
+    def share(self, *modules: nn.Module) -> None:
+        """Give every process the first one's parameters and buffers of modules."""
+        for each in modules if self.size > 1 else ():
+            for tensor in [*each.parameters(), *each.buffers()]:
+                dist.broadcast(tensor.data, 0)
 
 
 @contextmanager
@@ -68,6 +67,8 @@ def join(device: str) -> Iterator[World]:
     if size == 1:
         yield World(choose_device(device))
         return
+    if "LOCAL_RANK" not in os.environ:
+        raise ConfigError("WORLD_SIZE is set, LOCAL_RANK is not: start several processes by torchrun, or unset it")
     local = int(os.environ["LOCAL_RANK"])
     chosen = choose_device(f"cuda:{local}" if device in ("auto", "cuda") and torch.cuda.is_available() else device)
     if chosen.type == "cuda":
@@ -82,14 +83,15 @@ def join(device: str) -> Iterator[World]:
 def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
     """Replace every gradient by its mean over the processes, in one exchange for each type of number.
 
-    A parameter that had none here, such as a fusion's where no clip was longer, counts as zero.
+    A parameter that had none here, such as a fusion's where no clip was longer, counts as zero, also in one process:
+    AdamW moves it by its momentum then, whether or not another process had such a clip.
     """
-    if world.size == 1:
-        return
     trained = [each for each in parameters if each.requires_grad]
     for each in trained:
         if each.grad is None:
             each.grad = torch.zeros_like(each)
+    if world.size == 1:
+        return
     for kind in sorted({each.dtype for each in trained}, key=str):
         gradients = [each.grad for each in trained if each.dtype == kind and each.grad is not None]
         flat = world.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))

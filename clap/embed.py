@@ -31,8 +31,7 @@ def waveforms(clips: Any, sample_rate: int, wanted: int, window: int, mode: str)
     if isinstance(clips, Dataset):
         if clips.sample_rate != wanted:
             raise DataError(
-                f"{clips.name} is opened at {clips.sample_rate} Hz, the model expects {wanted}: rebuild the dataset "
-                f"with --sample-rate {wanted}"
+                f"{clips.name} is opened at {clips.sample_rate} Hz, the model expects {wanted}: open it at {wanted}"
             )
         return ahead(compressed(clips), lambda item: from_row(clips, item, cut))
     numbers = getattr(getattr(clips, "dtype", None), "kind", "f") not in "OSUT"  # not an array of paths or of arrays
@@ -84,7 +83,7 @@ def from_file(path: str | Path, wanted: int, cut: int) -> tuple[np.ndarray, int]
             exact = cut and file.samplerate == wanted and file.format in EXACT and file.frames > cut
             if exact:
                 file.seek((file.frames - cut) // 2)
-            return file.read(cut if exact else -1, dtype="float32", always_2d=True).T, file.samplerate
+            return file.read(cut if exact else file.frames, dtype="float32", always_2d=True).T, file.samplerate
     except soundfile.LibsndfileError as error:
         raise DataError(f"{path} does not decode ({error}): give wav, flac, ogg or mp3") from error
 

@@ -46,13 +46,19 @@ def validate(model: System, data: Dataset) -> dict[str, float]:
     audio, (texts, place, owner) = embed(model, data), captions(data)
     scores = metrics.retrieval(audio, model.embed_text(texts)[place], owner)
     flat = {f"{way}/{key}": value for way, each in scores.items() for key, value in each.items()}
-    try:
-        names, relevant = answers(data)
-        guessed = metrics.classification(audio @ embed_labels(model, names).T, relevant, names)
-        flat |= {f"zero_shot/{key}": guessed[key] for key in ("accuracy", "map", "chance") if key in guessed}
-    except DataError:
-        pass  # no labels, or none that this model can tell apart
-    return {"mean_recall": metrics.mean_recall(scores), **flat}
+    return {"mean_recall": metrics.mean_recall(scores), **flat, **guesses(model, data, audio)}
+
+
+def guesses(model: System, data: Dataset, audio: np.ndarray) -> dict[str, float]:
+    """Zero-shot scores of clips whose embeddings (clips, dim) are known; none where that would be a coin toss."""
+    if not all(data.rows["labels"].to_pylist()):
+        return {}
+    names, relevant = answers(data)
+    labels = mean_prompts(model, names, [PROMPT])
+    if twins(labels):
+        return {}
+    found = metrics.classification(audio @ labels.T, relevant, names)
+    return {f"zero_shot/{key}": found[key] for key in ("accuracy", "map", "chance") if key in found}
 
 
 def zero_shot(
@@ -105,13 +111,23 @@ def embed_labels(model: System, labels: Sequence[str], prompt: str | Sequence[st
             raise DataError(f"the prompt {each!r} has no {{}} where the label goes")
     if not prompts or not labels or len(set(labels)) < len(labels):
         raise DataError(f"prompts {prompts}, labels {list(labels)}: give one or more, each label once")
-    texts = [each.replace("{}", label.replace("_", " ")) for each in prompts for label in labels]
-    found = normalise(model.embed_text(texts).reshape(len(prompts), len(labels), -1).mean(axis=0))
-    alike = np.argwhere(np.triu(found @ found.T > 1 - SAME, 1))
-    if len(alike):
-        first, second = (labels[i] for i in alike[0])
+    found = mean_prompts(model, labels, prompts)
+    if alike := twins(found):
+        first, second = (labels[i] for i in alike)
         raise DataError(f"{first!r} and {second!r} are the same to this model, which knows too few words")
     return found
+
+
+def mean_prompts(model: System, labels: Sequence[str], prompts: Sequence[str]) -> np.ndarray:
+    """(labels, dim): of each label the normalised mean over the prompts."""
+    texts = [each.replace("{}", label.replace("_", " ")) for each in prompts for label in labels]
+    return normalise(model.embed_text(texts).reshape(len(prompts), len(labels), -1).mean(axis=0))
+
+
+def twins(embeddings: np.ndarray) -> list[int]:
+    """The first two rows of (n, dim), normalised, that are one label to the model; empty if all differ."""
+    alike: list[list[int]] = np.argwhere(np.triu(embeddings @ embeddings.T > 1 - SAME, 1)).tolist()
+    return alike[0] if alike else []
 
 
 def embed(model: System, data: Dataset, truncation: str = "auto", rng: np.random.Generator | None = None) -> np.ndarray:

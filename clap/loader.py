@@ -81,7 +81,8 @@ class Loader:
 
     def batches(self, start: int = 0) -> Generator[Batch]:
         """This process's slices of the global batches from number `start`, counted over all epochs, to the last one."""
-        tally, share = Tally(), self.config.batch_size // self.world
+        share = self.config.batch_size // self.world
+        tally = Tally(len(self) * share)
         with threads(1, self.config.workers, 1) as (reader, decoders, collator):
             places = self._places(start, reader)
             ready: deque[Future[Batch]] = deque()
@@ -133,16 +134,19 @@ class Loader:
 
     def _pair(self, pool: Pool, place: int, flacs: Future[dict[int, Any]]) -> Pair:
         """The pair at a place of a pool; if its clip does not decode, one from a batch further on, and so forth."""
-        failed: list[str] = []
-        for turn in range(min(len(pool.rows), TRIES)):
+        failed: dict[int, str] = {}
+        for turn in range(min(len(pool.rows), TRIES) + 1):
             at = (place + (self.config.batch_size + turn - 1 if turn else 0)) % len(pool.rows)
             row = int(pool.rows[at])
+            if row in failed:  # once around a small pool, or a clip that comes twice in an epoch
+                continue
             rng = np.random.default_rng([self.config.seed, pool.epoch, pool.first + place, turn])
             try:
-                return self._made(row, rng, flacs.result(), tuple(failed))
+                return self._made(row, rng, flacs.result(), tuple(failed.values()))
             except Undecodable as error:
-                failed.append(str(error))
-        raise DataError(f"{len(failed)} clips that should be heard one for the other all fail: {failed[0]}")
+                failed[row] = str(error)
+        first, *_ = failed.values()
+        raise DataError(f"{len(failed)} clips that should be heard one for the other all fail: {first}")
 
     def _made(self, row: int, rng: np.random.Generator, flacs: dict[int, Any], failed: tuple[str, ...]) -> Pair:
         captions = self.data.captions(row, self.config.texts)
@@ -166,7 +170,7 @@ class Loader:
     def _collate(self, tasks: list[Future[Pair]], tally: Tally) -> Batch:
         pairs = [task.result() for task in tasks]
         failed = [each for pair in pairs for each in pair.failed]
-        tally.add(len(pairs) + len(failed), failed)
+        tally.add(len(pairs), failed)
         tokens, mask = tokenize(self.tokenizer, [pair.said for pair in pairs], self.config.model.text_context)
         rows = lengths(mask).argsort(stable=True)
         pairs = [pairs[row] for row in rows.tolist()]

@@ -1,11 +1,12 @@
 """The evaluations of LAION-CLAP's paper (arXiv:2211.06687, tables 3 and 4) on every corpus that is at hand.
 
-A corpus is a dataset that build-dataset made, ROOT/<name>/dataset. Splits are the official ones, classes all of the
-corpus; corpora of folds are scored on all their clips, and by fold. Long clips are cut the same way every time,
+A corpus is a dataset that build-dataset made, ROOT/<name>/dataset. Splits are the official ones, classes those of all
+its splits; corpora of folds are scored on all their clips, and by fold. Long clips are cut the same way every time,
 unless `truncation` is "random", the paper's way. OUT gets paper.json, paper.md, paper.png, and embeddings/, by which
 another run, or another prompt, costs nothing.
 """
 
+import io
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +18,19 @@ from typing import Any
 import numpy as np
 
 from clap import bootstrap, metrics
-from clap.checkpoint import sync, write_text
+from clap.checkpoint import write_bytes, write_text
 from clap.config import PROMPT, TRUNCATIONS, ConfigError
 from clap.data import DataError, Dataset, open_split
+from clap.encoded import version
 from clap.evaluate import answers, captions, embed, embed_labels
+from clap.shards import find, read
 from clap.systems import System, dataset_rate, digest
 from clap.tables import plot, tables
 
 SONG = "This audio is a {} song."  # of LAION-CLAP's README, by which its GTZAN figures were made
 SOUNDS = (PROMPT, "This is the sound of {}.", "The sound of {}.", "A recording of {}.", "{} can be heard.", "{}")
 SONGS = (SONG, "This is a {} song.", "The sound of {} music.", "A recording of {} music.", "{} music", "{}")
+ALL = "--min-sample-rate 0 --min-duration 0 --silent-below=-200 --dedup none"  # every clip of a corpus is scored
 SCORES = ("R@1", "R@5", "R@10", "map10")  # of retrieval that get an interval
 
 
@@ -117,7 +121,9 @@ def locate(root: Path, corpus: str) -> Path | None:
 
 def command(root: Path, corpus: str) -> str:
     """The command that builds a corpus where `locate` finds it."""
-    return f"python cli.py build-dataset {corpus} --input {corpus.upper()} --out {shlex.quote(str(root / corpus))}"
+    return (
+        f"python cli.py build-dataset {corpus} --input {corpus.upper()} --out {shlex.quote(str(root / corpus))} {ALL}"
+    )
 
 
 def sentences(prompts: str, corpus: str) -> tuple[str, ...]:
@@ -148,7 +154,7 @@ class Store:
         """(clips, dim) of the clips of a dataset; random crops are the same whatever other corpora are there."""
         drawn = self.seed if self.truncation == "random" else None
         rng = None if drawn is None else np.random.default_rng(drawn)
-        key = f"{contents(rows)} {self.truncation} {drawn}"
+        key = f"{version(rows)} {self.truncation} {drawn}"
         return self._kept(f"{corpus}-audio", key, lambda: embed(model, rows, self.truncation, rng))
 
     def text(self, model: System, texts: Sequence[str], corpus: str) -> np.ndarray:
@@ -161,18 +167,10 @@ class Store:
         path = self.folder / f"{name}-{sha256(f'{self.digest} {key}'.encode()).hexdigest()[:16]}.npy"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            with temporary.open("wb") as handle:
-                np.save(handle, make())
-            sync(temporary)
-            temporary.replace(path)
+            array = io.BytesIO()
+            np.save(array, make())
+            write_bytes(path, array.getvalue())
         return np.load(path)
-
-
-def contents(rows: Dataset) -> str:
-    """Rows and the shards they lie in, whose sizes tell another build's audio."""
-    shards = dict.fromkeys(Path(shard) for shard, _ in rows.groups)
-    return f"{rows.fingerprint()} {[(shard.name, shard.stat().st_size) for shard in shards]}"
 
 
 def score(model: System, name: str, folder: Path, prompts: tuple[str, ...], keep: Store) -> dict[str, Any]:
@@ -180,19 +178,27 @@ def score(model: System, name: str, folder: Path, prompts: tuple[str, ...], keep
     corpus = CORPORA[name]
     rows = open_split(str(folder), corpus.split, (), dataset_rate(model))
     folds = rows.rows["fold"].to_numpy()
-    official = set(range(1, corpus.folds + 1)) or {0}
-    if corpus.folds and not set(folds.tolist()) <= official:
+    if corpus.folds and not set(folds.tolist()) <= set(range(1, corpus.folds + 1)):
         raise DataError(f"{folder} has folds {sorted(set(folds.tolist()))}, the official ones are 1 to {corpus.folds}")
     counts = bootstrap.draws(len(rows), seed=keep.seed)
     head = {"title": corpus.title, "score": corpus.score, "split": corpus.split, "clips": len(rows)}
     if corpus.score == "retrieval":
         return {**head, **retrieve(model, rows, name, keep, counts), "notes": notes(corpus, len(rows), 0, folds)}
-    names, relevant = answers(rows)
+    names, relevant = answers(rows, classes(folder))
     if corpus.score == "accuracy" and (relevant.sum(axis=1) > 1).any():
         raise DataError(f"{folder} has clips with several labels, {corpus.title} has one each: build it again")
     similar = keep.audio(model, rows, name) @ embed_labels(model, names, prompts).T
     told = notes(corpus, len(rows), len(names), folds)
     return {**head, "prompts": prompts, **classify(corpus, similar, relevant, names, folds, counts), "notes": told}
+
+
+def classes(folder: Path) -> list[str]:
+    """The labels of all splits of a dataset, sorted: a right answer is one among all of them."""
+    import pyarrow.compute as pc
+
+    tables = (read(shard, lambda file: file.read(columns=["labels"])) for shard in find(str(folder), "all"))
+    columns = [table["labels"] for table in tables if table.column_names]
+    return sorted(set().union(*(pc.unique(pc.list_flatten(each)).to_pylist() for each in columns)))
 
 
 def retrieve(model: System, rows: Dataset, name: str, keep: Store, counts: np.ndarray) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def refit(model: CLAP, config: ModelConfig, name: str) -> CLAP:
 def check_context(model: CLAP, context: int, name: str) -> None:
     """Raise ConfigError unless the text tower has places for so many tokens; RoBERTa's count from its padding on."""
     settings = model.text.encoder.config
-    places = getattr(settings, "max_position_embeddings", None)
-    if places is not None and context > places - 1 - (settings.pad_token_id or 0):
-        most = places - 1 - (settings.pad_token_id or 0)
-        raise ConfigError(f"text_context is {context}, the text tower of {name} reads {most} tokens: lower it")
+    before = 1 + settings.pad_token_id if "roberta" in settings.model_type else 0
+    places = getattr(settings, "max_position_embeddings", context + before) - before
+    if context > places:
+        raise ConfigError(f"text_context is {context}, the text tower of {name} reads {places} tokens: lower it")

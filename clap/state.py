@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from clap import checkpoint, lora
-from clap.config import FREE, ConfigError, TrainConfig, to_dict
+from clap.config import FREE, ConfigError, ModelConfig, TrainConfig, to_dict
 from clap.data import Dataset
 from clap.distributed import World
 from clap.heads import freeze
@@ -44,7 +44,7 @@ def create(config: TrainConfig, clips: Dataset, world: World) -> State:
     """A run at its first step, the same in every process."""
     torch.manual_seed(config.seed)
     model = start(config, clips).to(world.device)
-    world.share(model, parameters=True)
+    world.share(model)
     return begin(model, config, world)
 
 
@@ -101,12 +101,22 @@ def restore(run: Path, config: TrainConfig, world: World) -> State | None:
 
 
 def remember(
-    run: Path, config: TrainConfig, names: list[str], clips: Dataset, held_out: Dataset | None, device: torch.device
+    run: Path,
+    config: TrainConfig,
+    model: ModelConfig,
+    names: list[str],
+    clips: Dataset,
+    held_out: Dataset | None,
+    device: torch.device,
 ) -> None:
-    """Write RUN/config.json, or, once the run has a checkpoint, raise ConfigError unless it says the same."""
+    """Write RUN/config.json: what was asked for, and the model that is trained.
+
+    Once the run has a checkpoint, raise ConfigError unless the file says the same.
+    """
     path = run / "config.json"
     now: dict[str, Any] = {
         "train": to_dict(config),
+        "model": to_dict(model),
         "data": names,
         "rows": len(clips),
         "fingerprint": clips.fingerprint() + (held_out.fingerprint() if held_out else ""),
@@ -116,9 +126,11 @@ def remember(
         return checkpoint.write_text(path, json.dumps(now, indent=2) + "\n")
     old = json.loads(path.read_text(encoding="utf-8"))
     before, after = (flat(each["train"]) for each in (old, now))
-    changed = [key for key in after if before.get(key) != after[key] and key not in FREE]
+    usual = flat(to_dict(TrainConfig()))  # of a setting that the run's version did not have yet
+    before = usual | before
+    changed = [key for key in after if before[key] != after[key] and key not in FREE]
     if changed:
-        what = ", ".join(f"{key} was {before.get(key)}, is now {after[key]}" for key in changed)
+        what = ", ".join(f"{key} was {before[key]}, is now {after[key]}" for key in changed)
         raise ConfigError(f"{run} holds a run with other settings ({what}): repeat them, or give another --out")
     if old["device"] != now["device"]:
         raise ConfigError(

@@ -35,7 +35,7 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = lr * group["factor"]
     train_mode(model, config)
-    world.share(model)
+    world.share(*norms(model))
     optimizer.zero_grad()
     loss = gradients(model, batch, config, seed=(config.seed, step, world.rank))
     average_gradients(model.parameters(), world)
@@ -59,9 +59,10 @@ def gradients(model: CLAP, batch: Batch, config: TrainConfig, seed: tuple[int, .
     sizes = [len(part) for part in parts]
     ends = [side.grad.split(sizes) for side in (audio, text) if side.grad is not None]
     for i, (part, *given) in enumerate(zip(parts, *ends, strict=True)):
-        pairs = zip(embed(model, part, config, (*seed, i)), given, strict=True)
-        again, grads = zip(*[(made, grad) for made, grad in pairs if made.requires_grad], strict=True)
-        torch.autograd.backward(again, grads)
+        again = zip(embed(model, part, config, (*seed, i)), given, strict=True)
+        for side, grad in again:
+            if side.requires_grad:  # unless the tower and its projection are frozen
+                side.backward(grad)
     return loss
 
 

@@ -17,27 +17,35 @@ and the module is found where Python looks for modules (PYTHONPATH=. for one bes
 
     def load(device):
         return Mine()
+
+msclap asks for an older numpy and transformers than ours, wav2clip for a torchaudio that fits our torch: `pip install`
+would break this environment. Give them one of their own that borrows what is in this one:
+
+    python3.11 -m venv peers
+    realpath .venv/lib/python3.11/site-packages > peers/lib/python3.11/site-packages/clapboard.pth
+    peers/bin/pip install --no-deps msclap wav2clip torchlibrosa torchaudio
+    peers/bin/python cli.py evaluate paper --model msclap:2023 --data-root DATA --out OUT
 """
 
 import importlib
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 
-from clap.config import ClapError
+from clap.config import ClapError, ModelConfig
 from clap.data import Dataset
 from clap.embed import checked, waveforms
 from clap.fill import windows
 from clap.model import CLAP, chunks
 
+VERSION = 1  # one more when the same weights give other embeddings, or a setting another default: see `digest`
 PUBLISHED_RATE = 48_000  # Hz of the datasets that build-dataset makes
 THIRD_PARTY = re.compile(r"[\w.]+:\w+")
 NEEDED = ("sample_rate", "embed_audio", "embed_text")
@@ -137,7 +145,8 @@ class Foreign:
 class MsClap:
     """Microsoft's CLAP (arXiv:2206.04769, 2309.05767) through its package msclap; not run by our tests.
 
-    It takes files only, so clips go through temporary ones, and would crop them at random: they come cut already.
+    Its own reading of clips and texts is not used: it takes files only, through a torchaudio that wants torchcodec,
+    crops them at random, and calls a method of tokenizers that transformers 5 no longer has.
     """
 
     def __init__(self, version: str, device: str) -> None:
@@ -145,20 +154,27 @@ class MsClap:
         self.sample_rate, self.seconds = int(self.model.args.sampling_rate), float(self.model.args.duration)
         self.logit_scale = self.model.clap.logit_scale.exp().item()
         self.digest = weights_digest(self.model.clap, version)
+        self.device = self.model.clap.logit_scale.device
 
+    @torch.no_grad()
     def embed_audio(self, clips: Sequence[np.ndarray]) -> Any:
-        """(clips, dim), not normalised."""
-        import soundfile
+        """(clips, dim), not normalised; shorter clips are repeated, as msclap does."""
+        n_samples = round(self.seconds * self.sample_rate)
+        batch = torch.from_numpy(np.stack([np.resize(clip, n_samples) for clip in clips]))
+        return self.model.clap.audio_encoder(batch.to(self.device))[0]
 
-        with TemporaryDirectory() as folder:
-            files = [str(Path(folder) / f"{i}.wav") for i in range(len(clips))]
-            for file, clip in zip(files, clips, strict=True):
-                soundfile.write(file, clip, self.sample_rate, subtype="FLOAT")
-            return self.model.get_audio_embeddings(files, resample=True)
-
+    @torch.no_grad()
     def embed_text(self, texts: Sequence[str]) -> Any:
-        """(texts, dim), not normalised."""
-        return self.model.get_text_embeddings(list(texts))
+        """(texts, dim), not normalised; GPT-2, the text tower of 2023, gets the end of text that it expects."""
+        end = " <|endoftext|>" if "gpt" in self.model.args.text_model else ""
+        tokens = self.model.tokenizer(
+            [text + end for text in texts],
+            padding="max_length",
+            truncation=True,
+            max_length=self.model.args.text_len,
+            return_tensors="pt",
+        )
+        return self.model.clap.caption_encoder({key: tokens[key].to(self.device) for key in self.model.token_keys})
 
 
 class Wav2Clip:
@@ -188,12 +204,13 @@ class Wav2Clip:
 
 
 def package(name: str) -> Any:
-    """An optional package; ForeignError, which says how to install it, where it does not import."""
+    """Another's package; ForeignError, which says how to come by it, where it does not import."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ForeignError(
-            f"--model {name} needs its package, which does not import ({error}): pip install {name}"
+            f"--model {name} needs its package, which does not import ({error}): install it in an environment of its "
+            "own, as the head of clap/systems.py says, for here it would replace packages that we need"
         ) from error
 
 
@@ -210,12 +227,22 @@ def scale(model: System) -> float:
 
 
 def digest(model: System) -> str | None:
-    """Names the weights, settings and vocabulary of a model; None for a foreign system that does not name its own."""
+    """Names all that embeddings follow from: VERSION, weights, settings and vocabulary.
+
+    None for a foreign system that does not name its weights. What is kept of a model, an index or a probe is known by
+    this name.
+    """
     if isinstance(model, CLAP):
         words = sorted(model.tokenizer.get_vocab().items()) if model.tokenizer is not None else []
-        return weights_digest(model, f"{model.config}{words}")
+        return weights_digest(model, f"{VERSION}{changed(model.config)}{words}")
     named = getattr(getattr(model, "encoder", model), "digest", None)
-    return f"{getattr(model, 'name', '')}:{named}" if named else None
+    return f"{VERSION}:{getattr(model, 'name', '')}:{named}" if named else None
+
+
+def changed(config: ModelConfig) -> dict[str, Any]:
+    """The settings that are not the default ones, by name: the same after a release that has a new setting."""
+    known = {each.name: (getattr(config, each.name), each.default) for each in fields(config)}
+    return {name: value for name, (value, default) in sorted(known.items()) if value != default}
 
 
 def weights_digest(module: nn.Module, also: str) -> str:

@@ -1,12 +1,13 @@
 """Results of `evaluate paper` beside published figures (published.toml): as Markdown and as a plot."""
 
+import io
 import math
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clap.checkpoint import sync
+from clap.checkpoint import write_bytes
 from clap.config import ClapError
 
 WAYS = {"text_to_audio": "text to audio", "audio_to_text": "audio to text"}
@@ -133,10 +134,9 @@ def plot(found: dict[str, Any], path: Path) -> None:
     axes.set(xlim=(0, 100), xlabel="percent", ylim=(len(lines) - 0.5, -0.5))
     axes.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize=7, frameon=False)
-    temporary = path.with_suffix(".tmp")
-    figure.savefig(temporary, format="png", dpi=150)
-    sync(temporary)
-    temporary.replace(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_bytes(path, picture.getvalue())
 
 
 def figures(corpora: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str, int, float, Sequence[float], float]]:

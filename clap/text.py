@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from clap.config import ClapError
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+UNSEEN = -1  # stands for a token that the mask hides
 CACHED = 65536  # captions of which a frozen tower keeps the vector: 200 MB of RoBERTa-base's
 
 
@@ -83,10 +84,11 @@ class TextTower(nn.Module):
             ids, mask = functional.pad(ids, room, value=self.encoder.config.pad_token_id), functional.pad(mask, room)
         return POOL[self.pooling](self.encoder(input_ids=ids, attention_mask=mask), mask)
 
+    @torch.inference_mode(False)  # whose tensors no gradient may pass
     @torch.no_grad()
     def _cached(self, cache: dict[tuple[int, ...], Tensor], ids: Tensor, mask: Tensor) -> Tensor:
-        rows = zip(ids.cpu(), mask.cpu().bool(), strict=True)
-        keys = [tuple(row[real].tolist()) for row, real in rows]  # padding is not seen, so it is not part of a key
+        rows = ids.where(mask.bool(), UNSEEN).tolist()
+        keys = [strip(row) for row in rows]  # padding behind a caption is not seen, so it is not part of a key
         new = [key for key in dict.fromkeys(keys) if key not in cache]
         # On a CPU one by one: no bit of a vector may depend on batch mates, which differ where a run is resumed.
         size = 1 if ids.device.type == "cpu" else max(1, len(new))
@@ -98,10 +100,19 @@ class TextTower(nn.Module):
         return torch.stack([known[key] for key in keys])
 
     def _vectors(self, keys: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
-        """(keys, dim) of real tokens without any padding."""
+        """(keys, dim) of keys, in full precision: what training and evaluation share is the same for both."""
         lists = [torch.tensor(key, device=device) for key in keys]
-        real = pad_sequence([torch.ones_like(each) for each in lists], batch_first=True)
-        return self._pooled(pad_sequence(lists, batch_first=True, padding_value=self.encoder.config.pad_token_id), real)
+        ids = pad_sequence(lists, batch_first=True, padding_value=UNSEEN)
+        real = ids != UNSEEN
+        with torch.autocast(device.type, enabled=False):
+            return self._pooled(ids.where(real, self.encoder.config.pad_token_id), real.long())
+
+
+def strip(row: list[int]) -> tuple[int, ...]:
+    """Tokens up to the last one that is seen; the unseen before it keep the others' positions."""
+    while row and row[-1] == UNSEEN:
+        row.pop()
+    return tuple(row)
 
 
 def _mean(out: Any, mask: Tensor) -> Tensor:

@@ -39,9 +39,9 @@ class TrainError(ClapError):
 def train(config: TrainConfig, data: str | Sequence[str], out: str | Path) -> dict[str, float]:
     """Train on datasets (folders or Hub ids, each with ":WEIGHT" if wanted) into `out`; return its latest metrics.
 
-    A folder that holds a run continues it, with the same batches and, on a CPU, the same weights as an
-    uninterrupted one, in any number of processes. Raises ConfigError for other settings or data than that run's,
-    DataError, TrainError for a loss that diverges, and KeyboardInterrupt, after saving, on SIGINT or SIGTERM.
+    A folder that holds a run continues it, with the same batches in any number of processes, and, on a CPU and in as
+    many as before, the same weights as an uninterrupted one. Raises ConfigError for other settings or data than that
+    run's, DataError, TrainError for a loss that diverges, and KeyboardInterrupt, after saving, on SIGINT or SIGTERM.
     """
     check(config)
     names, run = [data] if isinstance(data, str) else list(data), Path(out)
@@ -52,7 +52,7 @@ def train(config: TrainConfig, data: str | Sequence[str], out: str | Path) -> di
         clips = open_split(names, config.split, config.folds, config.model.sample_rate)
         held_out = validation(config, names)
         if world.first:
-            remember(run, asked, names, clips, held_out, world.device)
+            remember(run, asked, config.model, names, clips, held_out, world.device)
         if config.cache == "mel" and world.local == 0:
             cache.build(clips, config)  # on every machine, as its folder may be its own
         world.wait()
@@ -63,7 +63,7 @@ def train(config: TrainConfig, data: str | Sequence[str], out: str | Path) -> di
             if held_out is None:
                 log.say(f"no validation split ({config.validation_split!r}): no evaluation, best is last")
             loop(state, config, loader, held_out, run, log, world)
-        if world.first and state.step > begun:
+        if world.first and (state.step > begun or not (run / "curves.png").exists()):
             curves.draw(run)
         return log.latest()
 
@@ -77,7 +77,7 @@ def loop(
     if weary(state, config):
         return None
     with stop_signals(patient=world.size > 1) as stopped, closing(loader.batches(state.step)) as batches:
-        batch = next(batches, None)
+        batch = measured.fetch(batches)
         while batch is not None:
             lr = learning_rate(state.step, total, config.warmup, config.lr)
             made = update(state.model, state.optimizer, batch, state.step, lr, config, world)
@@ -93,12 +93,14 @@ def loop(
                 log.write(state.step, summary(state, lr, measured, config, len(loader)))
             if held_out is not None and (last or state.step % eval_every == 0):
                 measured.settle()
-                better = world.first and evaluate(state, config, held_out, log)
-                enough = world.any(world.first and weary(state, config))
+                with measured.paused():
+                    better = world.first and evaluate(state, config, held_out, log)
+                    enough = world.any(world.first and weary(state, config))
             if last or stop or better or enough or state.step % save_every == 0:
                 measured.settle()
                 if world.first:
-                    save(state, run, config, held_out is not None)
+                    with measured.paused():
+                        save(state, run, config, held_out is not None)
             if enough and not last:
                 return log.say(f"stopped early: no better one in {config.patience} evaluations")
             if stop and not last:
@@ -140,6 +142,13 @@ class Measured:
         self.waited += time.monotonic() - asked
         return batch
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within, the clock stands still: what evaluates or saves does not train."""
+        began = time.monotonic()
+        yield
+        self.start += time.monotonic() - began
+
     def rates(self) -> dict[str, float]:
         """Clips a second and the share of the time that went by waiting for data; the clock starts again."""
         passed = max(1e-9, time.monotonic() - self.start)
@@ -170,9 +179,9 @@ def summary(state: State, lr: float, measured: Measured, config: TrainConfig, pe
     """A line of the log; the loss is the mean since the last one. TrainError if it is far over that of guessing."""
     loss = sum(state.recent) / len(state.recent)
     state.recent.clear()
-    guess = math.log(max(2, config.batch_size))
-    if config.loss in ("softmax", "mlp") and state.step > config.warmup and loss > CHANCE * guess:
-        raise TrainError(f"loss {loss:.3g} at step {state.step}, where guessing costs {guess:.3g}: {ADVICE}")
+    guessable = config.loss in ("softmax", "mlp") and state.step > config.warmup
+    if guessable and (advice := against_guessing(loss, config.batch_size)):
+        measured.log.say(advice)
     return {
         "epoch": state.step / per_epoch,
         "loss": loss,
@@ -182,6 +191,16 @@ def summary(state: State, lr: float, measured: Measured, config: TrainConfig, pe
         "scale_t": state.model.log_scale_t.exp().item(),
         **measured.rates(),
     }
+
+
+def against_guessing(loss: float, batch_size: int) -> str:
+    """Advice where a softmax loss is that of guessing, ln(batch), "" where it is less; TrainError far over it."""
+    guess = math.log(max(2, batch_size))
+    if loss > CHANCE * guess:
+        raise TrainError(f"loss {loss:.3g}, where guessing costs {guess:.3g}: {ADVICE}")
+    if loss < 0.995 * guess:
+        return ""
+    return f"loss {loss:.3g} is that of guessing: if it stays there, start again with a lower --lr or longer --warmup"
 
 
 ADVICE = (

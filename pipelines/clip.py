@@ -6,7 +6,7 @@ A stage fills fields that nobody before it filled. A rejected clip keeps its pla
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -94,7 +94,7 @@ class Clip:
 
 
 def made(values: dict[str, Any]) -> Any:
-    """A clip of the values of all its fields; the constructor of a frozen dataclass sets them one by one."""
+    """A clip of the values of all its fields in order; a frozen dataclass of itself would set them one by one."""
     clip = object.__new__(Clip)
     vars(clip).update(values)
     return clip
@@ -148,7 +148,7 @@ def write_clips(path: Path, clips: Iterable[Clip]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = [vars(clip).values() for clip in clips]  # in the order of the fields: any other way to make one keeps it
+    rows = [vars(clip).values() for clip in clips]  # in the order of the fields
     columns = zip(*rows, strict=True) if rows else ((),) * len(schema())
     arrays = [pa.array(column, field.type) for column, field in zip(columns, schema(), strict=True)]
     plain = {"use_dictionary": False, "write_statistics": False}  # zstd does it as well, in less time

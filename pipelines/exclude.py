@@ -26,7 +26,7 @@ class Exclude:
     licenses: tuple[str, ...] = setting((), "keep only these licences: CC0,CC-BY (each with all its versions)")
     languages: tuple[str, ...] = setting((), "keep only captions in these languages: en,de; or in one nobody can tell")
     exclude_ids: tuple[str, ...] = setting(
-        (), "file of native ids to leave out, one a line, or a blacklist of WavCaps (.json)", metavar="FILE"
+        (), "file of ids to leave out, native or as published, one a line, or a blacklist of WavCaps (.json)", metavar="FILE"
     )
     exclude_evaluation: tuple[str, ...] = setting((), HELP, metavar="NAME[=METADATA],...")
     lists: Path | None = None  # where those of exclude_evaluation are
@@ -58,10 +58,10 @@ class Exclude:
 
 
 def on_list(clip: Clip, excluded: frozenset[str]) -> str:
-    """The id of a clip that a list names: its native id or that of its recording, with or without the site."""
+    """The id of a clip that a list names: as published, native, or of its recording, with or without the site."""
     native = clip.id.removeprefix(f"{clip.source}/")
     whole = clip.recording.partition("#")[0]
-    ids = [native, clip.recording, whole, whole.partition(":")[2]]
+    ids = [clip.id, native, clip.recording, whole, whole.partition(":")[2]]
     if "#" in native:
         ids += [re.sub(SECTION, "", native), re.sub(r"#\d+$", "", native)]
     return next((id for id in ids if id in excluded), "")

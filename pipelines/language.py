@@ -3,7 +3,8 @@
 Captions are short and mostly English, and a model that knows 139 languages finds Frisian in "An engine revs". So it
 chooses among the languages that people publish sounds in, and has to be sure before it says that one is not English.
 The model takes half a second to load, once per process. It is naive Bayes over the byte sequences that an automaton
-finds; py3langid walks that byte by byte in Python (100 us a caption), here many texts take each step together (15 us).
+finds. py3langid takes the automaton's steps one text after another, in Python; here many texts take each step
+together, in a sixth of the time.
 """
 
 import re

@@ -13,10 +13,10 @@ import soundfile
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
 
-from clap.data import DataError, decode, open_split
+from clap.data import DataError, Tally, Undecodable, decode, open_split
 from clap.embed import waveforms
 from clap.loader import Loader
-from clap.shards import read_group, splits, weighted
+from clap.shards import identity, read_group, splits, weighted
 from clap.text import train_tokenizer
 
 
@@ -111,11 +111,91 @@ def test_a_truncated_clip_does_not_pass_for_a_short_one():
         decode(pairs.flac(noise)[:40000], 48000, 48000, "here")
 
 
+def claiming(frames):
+    """A FLAC of 14,400 samples whose header claims so many (0: it does not know); RFC 9639, section 8.2."""
+    flac = bytearray(pairs.flac(pairs.sound("buzz", 0, 0.3)))
+    flac[21:26] = ((flac[21] & 0xF0) << 32 | frames).to_bytes(5)
+    return bytes(flac)
+
+
+@pytest.mark.parametrize("frames", [0, 2**30, 2**36 - 1])
+@pytest.mark.parametrize(("wanted", "rng"), [(0, None), (12_000, None), (12_000, np.random.default_rng(0))])
+def test_a_header_that_claims_more_than_there_is_costs_one_clip(frames, wanted, rng):
+    assert len(decode(claiming(14_400), 48000, wanted, "here", rng)) == (wanted or 14_400)
+    with pytest.raises(Undecodable, match=r"^here: audio"):
+        decode(claiming(frames), 48000, wanted, "here", rng)
+
+
+@pytest.mark.parametrize("n", [99, 100, 101, 200, 250])
+def test_a_clip_read_in_blocks_is_the_clip(monkeypatch, n):
+    monkeypatch.setattr("clap.data.BLOCK", 100)
+    assert (decode(ramp_flac(n), 48000, 0, "") == ramp(n)).all()
+
+
+def test_ids_cannot_steer_the_terminal(tmp_path, caplog):
+    rows = [pairs.row("test/\x1b]0;pwned\x07\n", b"fLaC" + bytes(99), ["broken"]), *pairs.tones(8)]
+    data = opened(pairs.write(tmp_path, rows))
+    with pytest.raises(DataError) as error:
+        heard(data)
+    assert r"(test/\x1b]0;pwned\x07\n): audio" in str(error.value) and str(error.value).isprintable()
+    assert data.where(0).isprintable() and "caf\xe9" in opened(pairs.write(tmp_path / "caf\xe9", rows)).where(0)
+
+
+# ---- clips that fail
+
+
+def failing(n, first=0):
+    return [f"clip {i} does not decode" for i in range(first, first + n)]
+
+
+def test_one_percent_of_the_clips_may_fail_wherever_they_lie():
+    tally = Tally(2000)
+    tally.add(20, failing(20))
+    tally.add(1980, [])
+    with pytest.raises(DataError, match="21 clips do not decode, more than 1% of 2000; the last: clip 20 does"):
+        Tally(2000).add(2000, failing(21))
+
+
+def test_a_few_clips_may_fail_however_small_the_dataset_and_a_clip_counts_once():
+    tally = Tally(100)
+    for _ in range(100):
+        tally.add(100, failing(10))
+    assert len(tally.told) == 10
+    with pytest.raises(DataError, match="11 clips do not decode, more than 1% of 100"):
+        Tally(100).add(50, failing(11))
+
+
+def test_a_process_may_find_its_share_of_broken_clips_in_every_epoch():
+    tally = Tally(2000)
+    for epoch in range(5):
+        tally.add(2000, failing(15, 15 * epoch))
+    with pytest.raises(DataError, match="more than 1% of 10000"):
+        tally.add(0, failing(26, 1000))
+
+
+# ---- rows
+
+
 def test_a_clip_without_caption_is_named(tmp_path):
     rows = pairs.tones(4)
     rows[2]["captions"] = []
     with pytest.raises(DataError, match=r"row 2 \(test/2\) has no caption"):
         opened(pairs.write(tmp_path, rows))
+
+
+@pytest.mark.parametrize("text", [None, "", " \t\u00a0"])
+@pytest.mark.parametrize("name", ["captions", "generated"])
+def test_an_empty_text_is_named(tmp_path, name, text):
+    rows = pairs.tones(20)
+    rows[13][name] = ["good", text]
+    with pytest.raises(DataError, match=rf"00001-of-00002.parquet, row 3 \(test/13\) has an empty text in {name}"):
+        opened(pairs.write(tmp_path, rows, shards=2))
+
+
+def test_a_row_may_be_without_generated_sentences(tmp_path):
+    rows = pairs.tones(4)
+    rows[1]["generated"], rows[2]["generated"] = None, ["made"]
+    assert [*opened(pairs.write(tmp_path, rows)).all_captions("generated")][2] == "made"
 
 
 def test_missing_columns_are_named(tmp_path):
@@ -156,8 +236,22 @@ def test_a_hub_dataset_out_of_reach_is_said(monkeypatch):
 
 
 def test_folds_that_match_nothing_are_an_error(twenty):
-    with pytest.raises(DataError, match=r"folds \[9\]: check --folds"):
+    with pytest.raises(DataError, match=r"no clip in split 'train' of .* is of folds \[9\]: check the folds"):
         opened(twenty, folds=[9])
+
+
+def test_folds_that_leave_nothing_of_one_dataset_are_an_error_unless_that_is_meant(twenty, tmp_path):
+    other = pairs.write(tmp_path, [row | {"fold": 0} for row in pairs.tones(6)])
+    with pytest.raises(DataError, match=rf"of {other} is of folds \[1, 2\]: check the folds"):
+        opened([twenty, other], folds=[1, 2])
+    assert len(open_split([twenty, other], "train", [1, 2], 48000, every=False)) == 10
+    with pytest.raises(DataError, match=rf"of {twenty}, {other} is"):
+        open_split([twenty, other], "train", [9], 48000, every=False)
+
+
+def test_a_split_without_clips_is_said(tmp_path):
+    with pytest.raises(DataError, match=rf"no clip in split 'train' of {tmp_path}: choose another"):
+        opened(pairs.write(tmp_path, []))
 
 
 def test_a_file_that_is_no_parquet_is_named(tmp_path):
@@ -165,6 +259,27 @@ def test_a_file_that_is_no_parquet_is_named(tmp_path):
     (tmp_path / "data/train-00000-of-00001.parquet").write_bytes(b"half a file")
     with pytest.raises(DataError, match="no whole Parquet file"):
         opened(name)
+
+
+# ---- what a shard is known by
+
+
+def wav(seed, loudness=1.0):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, loudness * pairs.sound("buzz", seed, 0.2), 48000, format="WAV", subtype="PCM_16")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("changed", [0, 9])
+def test_a_shard_is_known_by_its_sound_where_sizes_are_equal(tmp_path, changed):
+    rows = [pairs.row(f"x/{i}", wav(i), ["a sound"]) for i in range(10)]
+    shard, copy, other = (tmp_path / name / "data/train-00000-of-00001.parquet" for name in "abc")
+    pairs.write(tmp_path / "a", rows, group=9)
+    pairs.write(tmp_path / "b", rows, group=9)
+    rows[changed]["audio"]["bytes"] = wav(changed, 0.01)
+    pairs.write(tmp_path / "c", rows, group=9)
+    assert identity(shard) == identity(copy) != identity(other)
+    assert shard.stat().st_size == other.stat().st_size
 
 
 # ---- weights, storage

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +25,9 @@ from server import Server, serve
 from test_paper import esc50
 
 import cli
-from pipelines.demo import synthesise
+from clap.config import PRESETS
+from pipelines.demo import expected_rejections, synthesise
+from pipelines.report import summarise
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [ROOT / "docs" / f"{name}.md" for name in ("quickstart", "dataset", "train", "evaluate", "search")]
@@ -102,30 +105,30 @@ def ours(arguments: list[str]) -> None:
 @contextmanager
 def served(line: str) -> Iterator[None]:
     """A command that answers until Ctrl-C."""
-    process = subprocess.Popen(shlex.split(line), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout and " clips at http://127.0.0.1:" in process.stdout.readline(), process.communicate()
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=30)
-    assert process.returncode == 130, said
+    with subprocess.Popen(shlex.split(line), stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout and " clips at http://127.0.0.1:" in process.stdout.readline(), line
+            yield
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130, line
+        finally:
+            process.kill()  # nothing, where it has ended
 
 
 @pytest.fixture
 def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
-    """A reader in a copy of the repository that can reach this machine alone, with the inputs that pages want."""
-    for name in ("cli.py", "recipes", "docs"):
-        (tmp_path / name).symlink_to(ROOT / name)
+    """A reader in a folder with cli.py, what the pages want, and no way to the Hub."""
+    (tmp_path / "cli.py").symlink_to(ROOT / "cli.py")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tiny = PRESETS["tiny"]
+    monkeypatch.setitem(PRESETS, "tiny", replace(tiny, model=replace(tiny.model, clip_seconds=1, pann_widths=(8,) * 4)))
     few_sounds(tmp_path / "demo/sounds")
     esc50(tmp_path / "ESC-50")
-    with serve() as web, ExitStack() as closing:
-        names = {"https://example.org": addresses(web, tmp_path), "8000": str(free_port())}
-        yield Reader(tmp_path, names, closing)
+    with serve() as web:
+        yield Reader(tmp_path, {**addresses(web, tmp_path), "8000": str(free_port())}, ExitStack())
 
 
 def few_sounds(folder: Path) -> None:
@@ -141,11 +144,12 @@ def few_sounds(folder: Path) -> None:
         table.writerows(rows)
 
 
-def addresses(web: Server, folder: Path) -> str:
-    """The address under which a table's sounds are found; what else it names is not there."""
+def addresses(web: Server, folder: Path) -> dict[str, str]:
+    """What stands for a table's addresses: two that work, and one that works at the second time."""
+    web.body = write(folder / "web/busy.wav", hertz=500).read_bytes()
     for i, name in enumerate(("bark.wav", "rain.wav")):
         web.files[f"/{name}"] = write(folder / "web" / name, hertz=300 + 100 * i).read_bytes()
-    return web.url
+    return {"https://example.org/busy.wav": f"{web.url}/status/503/1", "https://example.org": web.url}
 
 
 def free_port() -> int:
@@ -161,6 +165,13 @@ def test_the_pages_can_be_followed_from_the_first_command_to_the_last(reader: Re
             for block in blocks(page):
                 if block.why is None:
                     reader.follow(block)
+    assert rejected("demo/build") == rejected("OUT") == expected_rejections()
+    assert rejected("OUT-TABLE") == {"license": 1} and rejected("OUT-WEB") == {}
+
+
+def rejected(out: str) -> dict[str, int]:
+    found: dict[str, int] = summarise(Path(out))["rejected_by_reason"]
+    return found
 
 
 # ---- what they name

@@ -8,7 +8,7 @@ import pairs
 import pytest
 
 from clap import metrics
-from clap.data import DataError
+from clap.data import DataError, open_split
 from clap.evaluate import classify, embed_labels, retrieval, validate, zero_shot
 from clap.model import CLAP
 from clap.train import train
@@ -156,12 +156,29 @@ def test_equal_captions_tie_whatever_a_matrix_product_makes_of_them():
 
 
 def test_validation_scores_are_those_of_retrieval_and_their_mean(model, data):
-    from clap.data import open_split
-
     scores = validate(model, open_split(data, "test", (), 48_000))
     found = retrieval(model, data)
+    assert scores["zero_shot/accuracy"] == zero_shot(model, data)["accuracy"]
     assert scores["mean_recall"] == metrics.mean_recall(found)
     assert scores["audio_to_text/map10"] == found["audio_to_text"]["map10"]
+
+
+def test_a_run_writes_zero_shot_scores_beside_those_of_retrieval(model, data, tmp_path):
+    pairs.write(tmp_path / "data", pairs.tones(6))
+    pairs.write(tmp_path / "data", pairs.tones(9)[6:], split="validation")
+    train(replace(pairs.SMALL, epochs=1), str(tmp_path / "data"), tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    (scores,) = [line for line in lines if "validation/mean_recall" in line]
+    assert 0 <= scores["validation/zero_shot/accuracy"] <= 1 and scores["validation/zero_shot/chance"] == 1 / 3
+
+
+@pytest.mark.parametrize("labels", [["zebra", "giraffe", "buzz"], ["buzz", "", "low_tone"]])
+def test_labels_that_cannot_be_told_apart_or_that_lack_are_no_reason_not_to_validate(model, tmp_path, labels):
+    rows = pairs.tones(3)
+    for row, label in zip(rows, labels, strict=True):
+        row["labels"] = [label] if label else []
+    scores = validate(model, open_split(pairs.write(tmp_path, rows), "train", (), 48_000))
+    assert "mean_recall" in scores and not [name for name in scores if name.startswith("zero_shot")]
 
 
 def test_several_prompts_are_one_embedding_a_label(model):

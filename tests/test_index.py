@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from multiprocessing import get_context
@@ -13,15 +14,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import hostile, write
+from typer.testing import CliRunner
 
+import cli
 from clap.config import ClapError
 from clap.data import open_split
 from clap.model import CLAP
-from clap.search import parts, vectors
-from clap.search.index import Index, build_index, find
+from clap.search import parts, trial, vectors
+from clap.search.build import build_index, source_name
+from clap.search.clips import kept
+from clap.search.index import Index, find
 from clap.search.rows import complete, embed_some, schema
 from clap.search.semantic import dedup, group
 from clap.search.tag import read_labels, tag, write_csv
+from pipelines.build import STAGES, build_dataset
+from pipelines.exclude import Exclude, read_ids
+from pipelines.sources import source
 
 COLUMNS = pairs.SCHEMA | {"source": pa.string(), "license": pa.string(), "tags": pairs.TEXT, "sha256": pa.string()}
 
@@ -104,6 +112,12 @@ def test_a_filter_gives_the_nearest_of_what_it_keeps(index):
     whole = [hit for hit in index.search(query, 24)[0] if keep[hit.row]]
     assert index.search(query, 4, keep)[0] == whole[:4]
     assert index.mask() is None and not index.mask(sources=["other"]).any()
+    assert index.mask(sources=["test"], licenses=["CC0-1.0", "cc-by"]).sum() == 16
+
+
+def test_on_the_page_a_licence_is_that_very_one_as_it_is_counted_there(index):
+    assert index.mask(licenses=["CC0"]).sum() == kept(index, "test", "CC0-1.0").sum() == 8
+    assert not kept(index, "", "CC0").any() and kept(index, "", "") is None
 
 
 def test_a_sound_is_most_like_itself_and_is_played_from_where_it_lies(index, model, tmp_path):
@@ -118,7 +132,7 @@ def test_a_sound_is_most_like_itself_and_is_played_from_where_it_lies(index, mod
 def test_wrong_questions_are_told_what_is_wrong(index, model, tmp_path):
     other = CLAP.create(pairs.SMALL.model, ["other words"])
     for question, message in (
-        (lambda: find(index, other, "a buzz"), "is an index of the model"),
+        (lambda: find(index, other, "a buzz"), "is an index of the model .* as it was then, .* trained on since"),
         (lambda: find(index, model), "a text or the path"),
         (lambda: index.search(np.ones((1, 3))), "give"),
         (lambda: index.audio(-1), "no row -1"),
@@ -159,6 +173,80 @@ def test_new_captions_are_shown_and_nothing_is_embedded_for_them(model, tmp_path
     assert after.audio(row) == (rows[2]["audio"]["bytes"], "audio/flac")
 
 
+def test_a_clip_that_is_not_what_was_indexed_is_not_played(model, tmp_path):
+    rows, folder = described(pairs.tones(6)), sounds(tmp_path / "sounds", 100)
+    data = publish(tmp_path / "data", rows)
+    build_index(model, data, tmp_path / "of data")
+    build_index(model, folder, tmp_path / "of folder")
+    publish(tmp_path / "data", rows[1:3])
+    sounds(folder, 100)
+    (folder / "100.wav").touch()
+    for index, row, message in (
+        (Index.open(tmp_path / "of data"), 0, "is not test/0: the dataset was built anew"),
+        (Index.open(tmp_path / "of data"), 5, "is not test/5: the dataset was built anew"),
+        (Index.open(tmp_path / "of folder"), 0, "has changed since it was indexed"),
+    ):
+        with pytest.raises(ClapError, match=message):
+            index.audio(row)
+
+
+def test_a_first_call_that_goes_wrong_leaves_nothing_that_hinders_the_second(model, data, tmp_path):
+    for settings in ({"source": tmp_path / "typo"}, {"truncation": "random"}, {"truncation": "fixed-thirds"}):
+        with pytest.raises(ClapError, match=r"typo|truncation"):
+            build_index(model, **{"source": data, "out": tmp_path / "index"} | settings)
+    assert build_index(model, data, tmp_path / "index", truncation="chunks")["embedded"] == 24
+
+
+def test_another_source_or_split_is_refused_and_a_source_may_be_moved(model, data, tmp_path):
+    folder, out = sounds(tmp_path / "sounds", 100), tmp_path / "index"
+    build_index(model, folder, out)
+    for settings in ({"source": data}, {"source": sounds(tmp_path / "others", 100)}, {"split": "train"}):
+        with pytest.raises(ClapError, match="begun with another model, source, split"):
+            build_index(model, **{"source": folder, "out": out} | settings)
+    assert ids(out) == {"folder/100.wav"}
+    (tmp_path / "moved").mkdir()
+    assert build_index(model, folder.rename(tmp_path / "moved/sounds"), out)["embedded"] == 0
+    assert Index.open(out).audio(0)[1] == "audio/wav"
+    assert source_name("/a/esc10/dataset") == source_name("hf://datasets/b/esc10") == "esc10"
+
+
+@pytest.mark.parametrize("suffix", ["npy", "faiss"])
+def test_vectors_that_are_gone_are_told_and_made_again(model, data, index, tmp_path, suffix):
+    pytest.importorskip("faiss")
+    out = tmp_path / "index"
+    build_index(model, data, out, exact=10)
+    (out / f"vectors-0001.{suffix}").unlink()
+    with pytest.raises(ClapError, match=r"lost a part .* run index again"):
+        Index.open(out)
+    assert build_index(model, data, out, exact=10)["embedded"] == 0
+    assert np.array_equal(Index.open(out).embeddings(range(24)), index.embeddings(range(24)))
+
+
+def test_what_others_keep_beside_an_index_stays(model, tmp_path):
+    folder, out = sounds(tmp_path / "sounds", 100), tmp_path / "index"
+    names = (".notes.tmp", "vectors-of-mine.npy", "part-00007.parquet", "sub/.x.npy.tmp", "rows/vectors-0009.npy")
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(b"mine")
+    build_index(model, folder, out)
+    sounds(folder, 200)
+    build_index(model, folder, out)
+    assert [(out / name).read_bytes() for name in names] == [b"mine"] * 5
+    assert len(list(out.glob("vectors-0*"))) == 1
+
+
+def test_many_small_parts_become_one_and_nothing_is_embedded_for_it(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "MANY", 2)
+    for hertz in (100, 200, 300):
+        assert build_index(model, sounds(tmp_path / "sounds", hertz), tmp_path / "index")["embedded"] == 1
+    before = Index.open(tmp_path / "index")
+    assert len(before.config["parts"]) == 3
+    assert build_index(model, tmp_path / "sounds", tmp_path / "index")["embedded"] == 0
+    after = Index.open(tmp_path / "index")
+    assert after.config["parts"] == ["part-00003.parquet"] and after.table.equals(before.table)
+    assert np.array_equal(after.vectors, before.vectors)
+
+
 def build_and_be_killed(model, data, out):
     """Build in parts of four clips until two are there."""
     torch.set_num_threads(1)
@@ -184,6 +272,19 @@ def test_a_killed_run_is_continued_from_its_last_part(model, data, tmp_path):
     (out / "rows/.part-00002.parquet.tmp").write_bytes(b"half")
     assert build_index(model, data, out)["embedded"] == 24 - 2 * 4
     assert ids(out) == {f"test/{i}" for i in range(24)} and not list(out.rglob(".*.tmp"))
+
+
+def test_a_killed_update_leaves_the_old_index_and_the_next_run_ends_it(model, tmp_path):
+    rows, out = described(pairs.tones(14)), tmp_path / "index"
+    build_index(model, publish(tmp_path / "data", rows[:8]), out)
+    rows[2]["captions"] = ["Something else."]
+    data = publish(tmp_path / "data", rows)
+    child = get_context("fork").Process(target=build_and_be_killed, args=(model, data, out))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL and ids(out) == {f"test/{i}" for i in range(8)}
+    assert build_index(model, data, out)["embedded"] == 6  # the four of the part that was written were known
+    assert ids(out) == {f"test/{i}" for i in range(14)} and len(list((out / "rows").iterdir())) == 2
 
 
 def test_broken_and_oddly_named_files_are_skipped_with_a_reason_or_indexed(model, tmp_path):
@@ -226,7 +327,7 @@ def stored(out, embeddings, exact):
     held = parts.gather([out / "rows/part-00000.parquet"], out / "vectors-0001.npy")
     about = {"parts": ["part-00000.parquet"], "number": 1, "dim": embeddings.shape[1], "vectors": "exact"}
     if len(embeddings) > exact:
-        ivf = vectors.build_ivf(held, out / "vectors-0001.faiss", {"all": embeddings[:100]})
+        ivf = vectors.build_ivf(held, out / "vectors-0001.faiss", {})
         about |= {"vectors": "ivf", "ivf": ivf}
     (out / "index.json").write_text(json.dumps(about))
     return Index.open(out)
@@ -237,7 +338,7 @@ def test_an_inverted_file_finds_what_brute_force_finds(tmp_path):
     whole, queries = clustered(20_000, 48)
     kept = whole.astype(np.float16)
     how = vectors.build_ivf(kept, tmp_path / "ivf", {"a": queries[:50], "b": -queries[:50]})
-    assert min(how["recall"].values()) >= vectors.RECALL
+    assert min(how["recall"].values()) >= vectors.RECALL - 0.02
     ivf, held_out = vectors.open_ivf(tmp_path / "ivf"), queries[50:]
     scores, found = vectors.search_ivf(ivf, kept, held_out, 10, how["nprobe"])
     truth_scores, truth = vectors.top(whole, held_out, 10)
@@ -250,11 +351,44 @@ def test_an_inverted_file_finds_what_brute_force_finds(tmp_path):
     )
 
 
+def test_recall_is_that_of_queries_which_chose_nothing_and_did_not_find_themselves():
+    pytest.importorskip("faiss")
+    whole, near = clustered(4000, 32)
+    far = np.random.default_rng(1).standard_normal((100, 32)).astype(np.float32)
+    far[::2] = near[::2]  # these choose the number of cells, the others lie elsewhere
+    ivf = vectors.library().index_factory(32, "IVF64,SQ8", vectors.library().METRIC_INNER_PRODUCT)
+    ivf.train(whole)
+    ivf.add(whole)
+    rows = np.arange(0, 4000, 40)
+    how = vectors.tune(ivf, whole, {"texts": far}, rows)
+    found, truth = (
+        vectors.search_ivf(ivf, whole, far[1::2], 10, how["nprobe"])[1],
+        vectors.top(whole, far[1::2], 10)[1],
+    )
+    assert how["recall"]["texts"] == pytest.approx(vectors.recalled(found, truth)) and how["recall"]["texts"] < 0.9
+    scores = whole[rows[1::2]] @ whole.T
+    scores[np.arange(50), rows[1::2]] = -1
+    found = vectors.search_ivf(ivf, whole, whole[rows[1::2]], 11, how["nprobe"])[1][:, 1:]
+    assert how["recall"]["clips"] == pytest.approx(vectors.recalled(found, np.argsort(-scores)[:, :10]))
+
+
+def test_sounds_without_captions_are_tried_with_their_titles_and_with_sentences(model, index, tmp_path):
+    pytest.importorskip("faiss")
+    captions = {row["captions"][0] for row in pairs.tones(3)}
+    assert set(trial.texts(index.table, np.random.default_rng(0))) == captions | set(trial.SENTENCES)
+    folder = sounds(tmp_path / "sounds", *range(100, 900, 100))
+    (folder / "100.wav").rename(folder / "a_dog-barks.wav")
+    done = build_index(model, folder, tmp_path / "index", exact=5)
+    asked = trial.texts(Index.open(tmp_path / "index").table, np.random.default_rng(0))
+    assert asked[:8] == [*map(str, range(200, 900, 100)), "a dog barks"] and asked[8:] == list(trial.SENTENCES)
+    assert set(done["recall"]) == {"clips", "texts"} and done["recall"]["texts"] >= 0.9
+
+
 def test_a_large_index_is_searched_through_its_inverted_file(model, data, index, tmp_path):
     pytest.importorskip("faiss")
     done = build_index(model, data, tmp_path / "index", exact=10)
     large = Index.open(tmp_path / "index")
-    assert done["vectors"] == "ivf" and set(done["recall"]) == {"clips", "captions"} and large.ivf is not None
+    assert done["vectors"] == "ivf" and set(done["recall"]) == {"clips", "texts"} and large.ivf is not None
     large.config["ivf"]["nprobe"] = large.config["ivf"]["cells"]  # every cell: the same as every row
     query, keep = index.embeddings([5]), np.arange(24) % 2 == 0
     assert large.search(query, 5) == index.search(query, 5)
@@ -273,7 +407,25 @@ def test_near_duplicates_leave_the_one_with_most_captions(model, tmp_path):
     assert {"test/2", "test/aa", "test/zz"} <= {row["id"] for row in members}
     assert [row["id"] for row in members if row["keep"]] == ["test/zz"]
     dropped = (tmp_path / "out/drop.txt").read_text().split()
-    assert {"2", "aa"} <= set(dropped) and "zz" not in dropped and done["dropped"] == len(dropped)
+    assert {"test/2", "test/aa"} <= set(dropped) and "test/zz" not in dropped and done["dropped"] == len(dropped)
+    same = dedup(Index.open(tmp_path / "index"), tmp_path / "same", 1.0)
+    assert (same["groups"], same["dropped"]) == (1, 2), "copies are alike to the last bit of their embeddings"
+
+
+def test_a_build_drops_the_clip_that_is_named_and_not_that_of_the_same_name_in_another_source(model, tmp_path):
+    for name, hertz in (("dogs", 300), ("effects", 310)):
+        write(tmp_path / name / "Dog Barks.wav", hertz=hertz, rate=48000)
+    (tmp_path / "two.toml").write_text(
+        'title = "Two"\n[[source]]\nname = "folder"\ninput = "dogs"\n[[source]]\nname = "sonniss"\ninput = "effects"\n'
+    )
+    build_dataset(source("recipe"), tmp_path / "two.toml", tmp_path / "out", workers=0)
+    build_index(model, tmp_path / "out/dataset", tmp_path / "index")
+    assert ids(tmp_path / "index") == {"folder/Dog Barks.wav", "sonniss/Dog Barks.wav"}
+    assert dedup(Index.open(tmp_path / "index"), tmp_path / "twins", 0.01)["dropped"] == 1
+    drop = Exclude(exclude_ids=read_ids(tmp_path / "twins/drop.txt"))
+    build_dataset(source("recipe"), tmp_path / "two.toml", tmp_path / "out", workers=0, stages=[drop, *STAGES[1:]])
+    (left,) = open_split(str(tmp_path / "out/dataset"), "all", (), 48000).rows["id"].to_pylist()
+    assert left not in drop.exclude_ids and left.endswith("/Dog Barks.wav")
 
 
 def test_groups_are_those_of_all_pairs_by_either_way(tmp_path):
@@ -302,8 +454,8 @@ def test_tags_are_those_of_the_cosines_and_a_broken_file_has_its_reason(model, t
     assert list(found[0].labels.values()) == pytest.approx(np.sort(cosines)[::-1][:2], abs=1e-5)
     assert not found[2].labels and "does not decode" in found[2].error
     assert not next(tag(model, [folder], labels, threshold=1.0)).labels
-    write_csv(tmp_path / "tags.csv", found)
-    assert len((tmp_path / "tags.csv").read_text().splitlines()) == 1 + 2 + 2 + 1
+    write_csv(tmp_path / "new/tags.csv", found)
+    assert len((tmp_path / "new/tags.csv").read_text().splitlines()) == 1 + 2 + 2 + 1
 
 
 def test_a_broken_clip_of_a_dataset_is_left_out_alone(model, tmp_path):
@@ -312,3 +464,16 @@ def test_a_broken_clip_of_a_dataset_is_left_out_alone(model, tmp_path):
     data = open_split(pairs.write(tmp_path, rows), "train", (), 48000)
     found, broken = embed_some(model, data)
     assert list(broken) == [4] and "test/4" in broken[4] and found.shape == (6, 16)
+
+
+@pytest.mark.parametrize("line", [["search", "INDEX", "a dog"], ["serve", "INDEX", "--port", "0"]])
+def test_no_function_that_an_index_names_is_run(index, tmp_path, line, monkeypatch):
+    shutil.copytree(index.path, tmp_path / "INDEX")
+    (tmp_path / "INDEX/index.json").write_text(json.dumps(index.config | {"model": "theirs:load"}))
+    (tmp_path / "theirs.py").write_text("open('ran', 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, line)
+    assert done.exit_code == 1 and "give it by --model" in done.stderr and not (tmp_path / "ran").exists()
+    opened = Index.open(tmp_path / "INDEX")
+    assert opened.model_name("theirs:load") == "theirs:load" and index.model_name() == index.config["model"]

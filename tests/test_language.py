@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.language import LANGUAGES, NONE, detect, model
+from pipelines.language import ENOUGH, LANGUAGES, NONE, classify, detect, model
 
 
 def captions(shared: Path, n: int) -> list[str]:
@@ -52,6 +52,15 @@ def test_each_text_gets_its_own_answer_and_a_long_one_is_cut():
     english, german = "A dog barks in the rain.", "Ein Hund bellt laut im Regen."
     assert detect([english, german, english]) == ["en", "de", "en"]
     assert detect([english * 100_000]) == ["en"]
+
+
+def test_many_texts_at_once_are_told_as_py3langid_tells_each_of_them(shared):
+    texts = [*captions(shared, 200), "下雨的声音", "Киша пада по крову", "Kiša pada po krovu", "LOUD DOG BARKS",
+             "\u65e5", "e\u0301te\u0301", "!!!", "\x00 a\x00", "ein Hund " * 50]  # fmt: skip
+    texts = [text[:ENOUGH] for text in texts]
+    expected = [model().classify(text) for text in texts]
+    assert [language for language, _ in classify(texts)] == [language for language, _ in expected]
+    assert [share for _, share in classify(texts)] == pytest.approx([share for _, share in expected], abs=1e-4)
 
 
 def test_the_model_is_loaded_once_and_knows_all_our_languages():

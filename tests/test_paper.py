@@ -1,13 +1,17 @@
 """The paper's evaluations over all corpora, built by their adapters from stand-ins in the published layouts."""
 
+import json
+import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pairs
 import pytest
+import soundfile
 import torch
-from conftest import write
+from conftest import cli, write
 
 from clap import bootstrap, metrics, paper, tables
 from clap.config import ConfigError
@@ -237,6 +241,39 @@ def test_a_class_that_a_resample_left_out_is_left_out_of_its_mean():
     assert np.isnan(bootstrap.precisions(np.array([1.0, 0]), np.array([True, False]), counts)).tolist() == [True, False]
 
 
+def test_the_printed_command_keeps_every_clip_that_was_published(tmp_path):
+    corpus, out = tmp_path / "urbansound8k", tmp_path / "here it is/urbansound8k"
+    urbansound8k(corpus)
+    files = sorted(corpus.glob("audio/*/*.wav"))
+    write(files[0], 0.4, 8_000)
+    write(files[1], 0.06)
+    soundfile.write(files[2], np.zeros(16_000), 16_000)
+    shutil.copy(files[3], files[4])
+    python, script, *arguments = shlex.split(paper.command(out.parent, "urbansound8k").replace("URBANSOUND8K", "IN"))
+    told = cli(*[corpus if each == "IN" else each for each in arguments], "--workers", 0, "--json").stdout
+    assert (python, script) == ("python", "cli.py") and paper.locate(out.parent, "urbansound8k")
+    assert json.loads(told)["rejected"] == 0 and len(open_split(str(out / "dataset"), "train", (), 48_000)) == 2 * N
+
+
+def test_classes_are_those_of_all_splits(model, tmp_path):
+    for split, labels in (("test", ["dog", "siren"]), ("train", ["siren", "jazz", "blues"])):
+        rows = pairs.tones(6)
+        for i, row in enumerate(rows):
+            row["labels"] = [labels[i % len(labels)]]
+        pairs.write(tmp_path / "vggsound", rows, split)
+    got = paper.measure(model, tmp_path, tmp_path / "out")["corpora"]["vggsound"]
+    assert got["scores"]["chance"] == 1 / 4 and "4 of 309 classes: an easier task" in got["notes"]
+
+
+def test_a_resample_of_as_many_clips_as_audioset_has_is_exact():
+    rng = np.random.default_rng(0)
+    relevant = rng.random(20_371) < 60 / 20_371
+    counts, scores = bootstrap.draws(20_371, 100), rng.normal(size=20_371) + relevant
+    drawn = np.repeat(np.arange(20_371), counts[:, 7].astype(int))
+    expected = metrics.average_precision(scores[drawn], relevant[drawn])
+    assert bootstrap.precisions(scores, relevant, counts)[7] == pytest.approx(expected, rel=1e-4)
+
+
 def test_another_prompt_and_the_same_run_again_embed_no_audio(model, root, out, found, monkeypatch):
     before = (out / "paper.json").read_bytes(), (out / "paper.md").read_bytes()
     monkeypatch.setattr(CLAP, "embed_audio", None)
@@ -317,7 +354,7 @@ def test_what_is_missing_is_listed_with_its_command_and_what_cannot_be_scored_wi
         and "the official ones are 1 to 10" in got["skipped"]["urbansound8k"]
     )
     assert "knows too few words" in got["skipped"]["esc50"]
-    build = f"python cli.py build-dataset vggsound --input VGGSOUND --out {data / 'vggsound'}"
+    build = f"python cli.py build-dataset vggsound --input VGGSOUND --out {data / 'vggsound'} {paper.ALL}"
     assert got["missing"]["vggsound"] == {"build": build, "obtain": "its list"}
     text = (tmp_path / "out/paper.md").read_text()
     assert build in text and "clotho was skipped" in text

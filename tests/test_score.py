@@ -53,6 +53,18 @@ def test_a_broken_clip_has_no_score_and_a_dataset_of_them_no_file(model, tmp_pat
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["a.parquet"]
 
 
+def test_clips_of_which_none_decodes_are_passed_over_and_unknown_texts_are_refused(model, tmp_path, monkeypatch):
+    monkeypatch.setattr("clap.search.score.BATCH", 2)
+    rows = pairs.tones(6)
+    for row in rows[2:4]:
+        row["audio"]["bytes"] = row["audio"]["bytes"][:60]
+    data = pairs.write(tmp_path / "data", rows)
+    assert score(model, data, tmp_path / "a.parquet")["skipped"] == 2
+    assert pq.read_table(tmp_path / "a.parquet")["id"].to_pylist() == ["test/0", "test/1", "test/4", "test/5"]
+    with pytest.raises(ClapError, match="use captions, generated, both"):
+        score(model, data, tmp_path / "b.parquet", texts="caption")
+
+
 def written(path, scores):
     columns = {"id": list(scores), "score": pa.array(scores.values(), pa.float32())}
     pq.write_table(pa.table(columns), path)

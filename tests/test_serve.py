@@ -21,8 +21,9 @@ from clap import CLAP
 from clap.config import ClapError, ConfigError
 from clap.search import api, sound
 from clap.search import map as plane
+from clap.search.build import build_index
 from clap.search.clips import clip
-from clap.search.index import Index, build_index
+from clap.search.index import Index
 from clap.search.serve import is_local, is_own, listen, make_app, serve
 
 HOSTILE = '<script>window.owned = 1</script><img src=x onerror="window.owned = 2">{{ 7 * 7 }}'
@@ -147,6 +148,31 @@ def test_a_sound_that_cannot_be_used_is_refused_in_a_sentence(client, content, s
     assert answer.status_code == 400 and said in answer.json()["error"]
 
 
+def test_a_sound_that_is_too_short_for_its_rate_is_refused_and_one_without_seeking_is_read(client):
+    answer = client.post("/api/search/audio", content=wav(np.full(1, 0.1), 384_000))
+    assert answer.status_code == 400 and "cannot be searched with" in answer.json()["error"]
+    assert rows(client.post("/api/search/audio?k=2", content=wav(tone(1, 8_000)[:, 0], 8_000, subtype="GSM610")))
+
+
+def test_a_file_of_any_size_is_played_and_one_too_large_to_be_decoded_is_refused(model, tmp_path, monkeypatch):
+    for name, kind in (("a.wav", "WAV"), ("b.aiff", "AIFF")):
+        (tmp_path / name).write_bytes(wav(tone(0.5, 48_000)[:, 0], kind=kind))
+    build_index(model, tmp_path, tmp_path / "index")
+    client = TestClient(make_app(Index.open(tmp_path / "index"), model), PORT)
+    for row, said in ((0, "audio/wav"), (1, "audio/flac")):
+        answer = client.get(f"/api/clips/{row}/audio")
+        assert answer.headers["content-type"] == said and len(soundfile.read(io.BytesIO(answer.content))[0]) == 24_000
+        assert client.get(f"/api/clips/{row}/spectrogram").status_code == 200
+    monkeypatch.setattr(sound, "MOST_BYTES", 1000)
+    monkeypatch.setattr(Index, "audio", None)  # nothing may read all of it
+    part = client.get("/api/clips/0/audio", headers={"Range": "bytes=0-3"})
+    assert (part.status_code, part.content) == (206, b"RIFF")
+    assert part.headers["content-disposition"] == "inline; filename*=UTF-8''folder%2Fa.wav.wav"
+    for path in ("0/spectrogram", "1/audio", "1/spectrogram"):
+        answer = client.get(f"/api/clips/{path}")
+        assert answer.status_code == 400 and "too large to be decoded" in answer.json()["error"]
+
+
 def test_a_small_file_that_would_fill_the_memory_is_not_decoded():
     with pytest.raises(sound.SoundError, match="too long"):
         sound.refuse(599 * 48_000, 3, 48_000)
@@ -180,6 +206,19 @@ def test_a_search_too_many_is_told_to_come_again_and_one_that_fails_makes_room(i
     one = TestClient(make_app(index, model), PORT)
     assert one.post("/api/search/audio", content=b"x").status_code == 400
     assert one.get("/api/search?q=x").status_code == 200
+
+
+def test_who_sends_a_sound_slowly_takes_no_place_from_others(index, model, monkeypatch):
+    monkeypatch.setattr(api, "WAITING", 1)
+    app, others = make_app(index, model), []
+
+    def pieces():
+        yield b"x"
+        others.append(TestClient(app, PORT).get("/api/search?q=x").status_code)
+        yield b"x"
+
+    assert TestClient(app, PORT).post("/api/search/audio", content=pieces()).status_code == 400
+    assert others == [200]
 
 
 def test_a_clip_whose_file_is_gone_is_told_and_another_fault_is_not_shown(index, model, monkeypatch):

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from clap.config import ConfigError, to_dict
 from clap.data import DataError
 from clap.log import read
 from clap.model import CLAP
-from clap.train import TrainError, learning_rate, train
+from clap.train import TrainError, against_guessing, learning_rate, train
 
 CONFIG = replace(pairs.SMALL, epochs=4, log_every=2, save_every=3, roll=True, word_dropout=0.2)
 SCRIPT = """
@@ -195,6 +196,28 @@ def test_divergence_stops_with_advice_and_without_a_broken_checkpoint(data, tmp_
         train(replace(CONFIG, lr=1e30, clip_norm=1e30, save_every=1, eval_every=99), data, tmp_path)
     newest = checkpoint.newest(tmp_path)
     assert newest is None or all(t.isfinite().all() for t in load_file(newest / "model.safetensors").values())
+
+
+def test_a_loss_far_over_that_of_guessing_stops_with_advice():
+    with pytest.raises(TrainError, match=r"loss 9, where guessing costs 1.39: training has diverged"):
+        against_guessing(9.0, 4)
+    assert not against_guessing(1.2, 4)
+
+
+def test_a_model_that_collapsed_to_guessing_is_told_of(data, tmp_path, capsys):
+    train(replace(CONFIG, lr=3.0, warmup=0, eval_every=99, save_every=99), data, tmp_path)
+    assert "loss 1.39 is that of guessing" in capsys.readouterr().err
+
+
+def test_evaluations_do_not_count_as_training_time(data, tmp_path, monkeypatch):
+    def slow(state, *_):
+        time.sleep(1.5)
+        return False
+
+    monkeypatch.setattr("clap.train.evaluate", slow)
+    train(replace(CONFIG, epochs=1, log_every=1, eval_every=2), data, tmp_path)
+    speeds = [line["clips_per_second"] for line in read(tmp_path / "metrics.jsonl") if "loss" in line]
+    assert min(speeds) > 4 / 1.5
 
 
 def test_plain_targets_give_another_loss(whole, data, tmp_path):

@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from clap.data import DataError
 from clap.search import sound
 from clap.search.clips import Clip, Facets, Found, Map, clip, facets, kept
 from clap.search.map import colours, read_map
@@ -64,18 +65,23 @@ def add_search(app: "FastAPI", index: "Index", model: "CLAP | Foreign") -> None:
         def work(content: bytes) -> list[Found]:
             with one:
                 wave, rate = sound.decode(content)
-                query = model.embed_audio(wave, sample_rate=rate, truncation=index.config["truncation"])
+                try:
+                    query = model.embed_audio(wave, sample_rate=rate, truncation=index.config["truncation"])
+                except DataError as error:
+                    raise sound.SoundError(f"the sound cannot be searched with ({error}): give another one") from error
                 return find(query, k, kept(index, source, license))
 
+        content = await body(request)  # first, so that who sends slowly takes no place from others
         with place():
-            return await run_in_threadpool(work, await body(request))
+            return await run_in_threadpool(work, content)
 
     @app.get("/api/clips/{row}/similar", summary="Find clips that sound like one of the index")
     def by_clip(row: int, k: Count = 12, source: Only = "", license: Only = "") -> list[Found]:
-        keep = kept(index, source, license)
-        keep = np.ones(len(index), bool) if keep is None else keep
-        keep[known(index, row)] = False
+        known(index, row)
         with place(), one:
+            keep = kept(index, source, license)
+            keep = np.ones(len(index), bool) if keep is None else keep
+            keep[row] = False
             return find(index.embeddings([row]), k, keep)
 
 
@@ -99,6 +105,7 @@ async def body(request: "Request") -> bytes:
 def add_clips(app: "FastAPI", index: "Index") -> None:
     """One clip: what is known of it, its sound, its picture. Sounds are read one at a time."""
     from fastapi import Response
+    from fastapi.responses import FileResponse
 
     one = threading.Lock()
     shape = f"{sound.BANDS} rows of {sound.COLUMNS} bytes"
@@ -110,17 +117,31 @@ def add_clips(app: "FastAPI", index: "Index") -> None:
     @app.get("/api/clips/{row}/audio", summary="The sound of a clip", response_class=Response)
     def audio(row: int) -> Response:
         id = clip(index, known(index, row)).id
+        if (file := index.file(row)) and file[1] in sound.PLAYED:  # as large as it may be: it is never held
+            return FileResponse(file[0], media_type=file[1], headers=named(id, file[1]))
         with one:
-            content, kind = sound.playable(*index.audio(row))
-        name = quote(f"{id}.{kind.removeprefix('audio/')}", safe="")
-        return Response(content, media_type=kind, headers={"Content-Disposition": f"inline; filename*=UTF-8''{name}"})
+            content, kind = sound.playable(*whole(index, row))
+        return Response(content, media_type=kind, headers=named(id, kind))
 
     @app.get("/api/clips/{row}/spectrogram", summary=f"Its spectrogram: {shape}, grey", response_class=Response)
     def spectrogram(row: int) -> Response:
         known(index, row)
         with one:
-            grey = sound.spectrogram(*sound.decode(index.audio(row)[0]))
+            grey = sound.spectrogram(*sound.decode(whole(index, row)[0]))
         return Response(grey.tobytes(), media_type="application/octet-stream")
+
+
+def named(id: str, kind: str) -> dict[str, str]:
+    """The header by which a browser saves a clip under its id."""
+    name = quote(f"{id}.{kind.removeprefix('audio/')}", safe="")
+    return {"Content-Disposition": f"inline; filename*=UTF-8''{name}"}
+
+
+def whole(index: "Index", row: int) -> tuple[bytes, str]:
+    """A clip's bytes and media type; SoundError if its file is too large to be decoded."""
+    if (file := index.file(row)) and file[0].stat().st_size > sound.MOST_BYTES:
+        raise sound.SoundError(f"the clip has more than {sound.MOST_BYTES >> 20} MB: too large to be decoded here")
+    return index.audio(row)
 
 
 def known(index: "Index", row: int) -> int:

@@ -73,9 +73,10 @@ def clip(index: "Index", row: int) -> Clip:
 
 
 def kept(index: "Index", source: str, license: str) -> np.ndarray | None:
-    """(rows,) bool: the clips of a source and under a licence, "" being any; None for all clips."""
-    sources, licenses = ([] if not name else ["" if name == NOT_STATED else name] for name in (source, license))
-    return index.mask(sources, licenses)
+    """(rows,) bool: the clips of a source and under a licence as `facets` names them, "" being any; None for all."""
+    wanted = {column: name for column, name in (("source", source), ("license", license)) if name}
+    masks = [index.among(column, {"" if name == NOT_STATED else name}) for column, name in wanted.items()]
+    return np.logical_and.reduce(masks) if masks else None
 
 
 def facets(index: "Index") -> Facets:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 PART = 1024  # clips: what a killed run may have to embed again
+MANY = 16  # parts that are not half full, beyond which they are written together
 
 
 @dataclass(frozen=True)
@@ -75,23 +76,31 @@ def read_embeddings(part: Path) -> np.ndarray:
 
 
 def plan(folder: Path, rows: "pa.Table") -> Plan:
-    """Which parts in `folder` hold for the rows of a source, and what is left to do; an id counts once."""
+    """Which parts in `folder` hold for the rows of a source, and what is left to do; an id counts once.
+
+    Of many small parts, as runs leave that find little new, the rows are left to do, their embeddings known.
+    """
     row_of = {id: row for row, id in enumerate(rows["id"].to_pylist())}
     if len(row_of) < len(rows):
         raise DataError(f"{len(rows) - len(row_of)} of {len(rows)} ids come again: an index needs each once")
     free = np.ones(len(rows), bool)
-    intact: list[Path] = []
+    intact: dict[Path, list[int]] = {}
     known: dict[int, tuple[Path, int]] = {}
     for path in sorted(folder.glob("part-*.parquet")):
         there = read_rows([path])
         at = [row_of.get(id, -1) for id in there["id"].to_pylist()]
         if min(at) >= 0 and free[at].all() and rows.take(at).equals(there):
-            intact.append(path)
+            intact[path] = at
             free[at] = False
             continue
         stamps, now = there["stamp"].to_pylist(), rows["stamp"]
         known |= {row: (path, i) for i, row in enumerate(at) if row >= 0 and now[row].as_py() == stamps[i]}
-    return Plan(intact, np.flatnonzero(free), known)
+    small = [path for path, at in intact.items() if len(at) < PART / 2]
+    for path in small if len(small) > MANY else ():
+        at = intact.pop(path)
+        free[at] = True
+        known |= {row: (path, i) for i, row in enumerate(at)}
+    return Plan([*intact], np.flatnonzero(free), {row: place for row, place in known.items() if free[row]})
 
 
 def next_part(folder: Path) -> Iterator[Path]:
@@ -102,16 +111,21 @@ def next_part(folder: Path) -> Iterator[Path]:
         yield folder / f"part-{last:05d}.parquet"
 
 
-def gather(parts: Sequence[Path], path: Path) -> np.ndarray:
-    """Write the embeddings of parts as one .npy (n, dim) float16, and open it memory-mapped."""
+def count(parts: Sequence[Path]) -> int:
+    """The rows of parts, by their footers."""
     import pyarrow.parquet as pq
 
-    sizes = [pq.read_metadata(part).num_rows for part in parts]
+    return sum(pq.read_metadata(part).num_rows for part in parts)
+
+
+def gather(parts: Sequence[Path], path: Path) -> np.ndarray:
+    """Write the embeddings of parts as one .npy (n, dim) float16, and open it memory-mapped."""
     dim = read_embeddings(parts[0]).shape[1]
     with atomic(path) as temporary:
-        whole = np.lib.format.open_memmap(temporary, "w+", np.float16, (sum(sizes), dim))
+        whole = np.lib.format.open_memmap(temporary, "w+", np.float16, (count(parts), dim))
         end = 0
-        for part, size in zip(parts, sizes, strict=True):
-            whole[end : end + size], end = read_embeddings(part), end + size
+        for part in parts:
+            found = read_embeddings(part)
+            whole[end : end + len(found)], end = found, end + len(found)
         whole.flush()
     return np.load(path, mmap_mode="r")

@@ -60,10 +60,9 @@ def of_folder(root: Path) -> Clips:
 
     paths = find([root])
     places = [escape(path.relative_to(root)) for path in paths]
-    facts = [path.stat() for path in paths]
     columns = {
         "id": [f"folder/{place}" for place in places],
-        "stamp": [f"{each.st_size}:{each.st_mtime_ns}" for each in facts],
+        "stamp": [stamp(path) for path in paths],
         "source": ["folder"] * len(paths),
         "title": [escape(Path(path.stem)) for path in paths],
         "place": places,
@@ -125,19 +124,46 @@ def escape(path: Path) -> str:
     )
 
 
-def read_sound(kind: str, root: str, place: str) -> tuple[bytes, str]:
-    """The encoded bytes of a clip and their media type; DataError if they are not where they were."""
-    try:
-        if kind == "folder":
-            sound = (Path(root) / os.fsdecode(unquote_to_bytes(place))).read_bytes()
-        else:
-            shard, _, at = place.rpartition("#")
-            group, row = map(int, at.split(":"))
-            sound = bytes(shards.read_group(f"{root}/{shard}", group, [row])[0] or b"")
-    except (OSError, LookupError) as error:
-        raise DataError(f"{root}/{place} cannot be read: if it was moved or built anew, run index again") from error
+def stamp(path: Path) -> str:
+    """What a sound of a folder is known by."""
+    facts = path.stat()
+    return f"{facts.st_size}:{facts.st_mtime_ns}"
+
+
+def media(sound: bytes) -> str:
+    """The media type of encoded bytes, by the first few of them."""
     kinds = (kind for magic, kind in MEDIA.items() if re.match(magic.encode("latin-1"), sound))
-    return sound, f"audio/{next(kinds, 'basic')}"
+    return f"audio/{next(kinds, 'basic')}"
+
+
+def locate(root: str, clip: dict[str, Any]) -> tuple[Path, str]:
+    """The file of a folder's clip (a row) and its media type; DataError if it is gone, or another by its stamp."""
+    path = Path(root) / os.fsdecode(unquote_to_bytes(clip["place"]))
+    try:
+        now = stamp(path)
+        with path.open("rb") as file:
+            kind = media(file.read(16))
+    except OSError as error:
+        raise DataError(f"{root}/{clip['place']} cannot be read: if it was moved, run index again") from error
+    if now != clip["stamp"]:
+        raise DataError(f"{root}/{clip['place']} has changed since it was indexed: run index again")
+    return path, kind
+
+
+def from_shard(root: str, clip: dict[str, Any]) -> bytes:
+    """The audio of a dataset's clip (a row); DataError if another clip lies there now, as after another build."""
+    shard, _, at = clip["place"].rpartition("#")
+    group, row = map(int, at.split(":"))
+
+    def work(file: "pq.ParquetFile") -> list[dict[str, Any]]:
+        if group >= file.num_row_groups:
+            return []
+        return file.read_row_group(group, columns=["id", "audio.bytes"]).slice(row, 1).to_pylist()
+
+    there = shards.read(f"{root}/{shard}", work)
+    if not there or there[0]["id"] != clip["id"]:
+        raise DataError(f"{root}/{clip['place']} is not {clip['id']}: the dataset was built anew, run index again")
+    return there[0]["audio"]["bytes"] or b""
 
 
 def some(sounds: Any, rows: np.ndarray) -> Any:

@@ -1,6 +1,8 @@
 """How well captions fit their sounds: the CLAP score, the cosine of a clip's embedding and its caption's.
 
-The file is a contract: `build-dataset --scores FILE --min-score X` reads its columns id and score.
+The file is a contract: `build-dataset --scores FILE --min-score X` reads its columns id and score. Clips without a row
+stay, so the dataset to score is one that was built without scores: of one that was filtered by them, a new file would
+bring back what the old one had rejected.
 """
 
 import itertools
@@ -11,12 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from clap.config import ConfigError
 from clap.data import DataError, Dataset, open_split
 from clap.search.parts import atomic
 from clap.search.rows import bar, chunks, embed_some, some
 from clap.systems import System, dataset_rate, digest
 
 BATCH = 256  # clips
+TEXTS = ("captions", "generated", "both")
 COLUMNS = ("id", "score", "best", "worst")
 
 
@@ -36,6 +40,8 @@ def score(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if texts not in TEXTS:
+        raise ConfigError(f"texts is {texts!r}: use {', '.join(TEXTS)}")
     rows, means = open_split(data, split, (), dataset_rate(model)), [np.empty(0)]
     about = json.dumps({"model": digest(model), "texts": texts, "truncation": truncation})
     kinds = (pa.string(), pa.float32(), pa.float32(), pa.int32())
@@ -56,11 +62,12 @@ def scored(model: System, data: Dataset, texts: str, truncation: str) -> Iterato
     with bar("clips scored", len(data)) as count:
         for at in chunks(np.arange(len(data)), BATCH):
             audio, broken = embed_some(model, some(data, at), truncation)
-            whole = np.delete(at, list(broken)).tolist()
+            count(len(at))
+            if not (whole := np.delete(at, list(broken)).tolist()):
+                continue
             found = list(scores(model, audio, [data.captions(row, texts) for row in whole]))
             mean, best, worst = (np.array([f(each) for each in found]) for f in (np.mean, np.max, np.argmin))
             yield data.rows["id"].take(whole).to_pylist(), mean, best, worst
-            count(len(at))
 
 
 def scores(model: System, audio: np.ndarray, captions: list[list[str]]) -> Iterator[np.ndarray]:

@@ -19,13 +19,14 @@ from clap.search.rows import bar
 ROWS = 1024  # compared at once with COLUMNS others
 COLUMNS = 8192
 NEIGHBOURS = 64  # of each clip that are looked at where not every pair is
+ROUNDING = 1e-6  # of a cosine in float32: that of a clip and its copy may be this much under 1
 
 
 def dedup(index: Index, out: str | Path, threshold: float = 0.95) -> dict[str, Any]:
     """Write OUT/groups.parquet (id, group, keep, score) of all clips that are in a group; returns the counts.
 
     One of a group stays: that with most captions, then the smallest id; `score` is the cosine to it. OUT/drop.txt
-    names the others by their native ids, as build-dataset's --exclude-ids takes them.
+    names the others by their published ids, as build-dataset's --exclude-ids takes them.
     """
     if not 0 < threshold <= 1:
         raise DataError(f"the threshold is {threshold}: give a cosine above 0, at most 1")
@@ -33,7 +34,7 @@ def dedup(index: Index, out: str | Path, threshold: float = 0.95) -> dict[str, A
     order = np.argsort(groups, kind="stable")
     members = [each for each in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1) if len(each) > 1]
     rows = [row for number, each in enumerate(members) for row in judge(index, each, number)]
-    write(Path(out), rows, {row: native(index, row) for row, _, keep, _ in rows if not keep}, index)
+    write(Path(out), rows, index)
     return {"clips": len(index), "groups": len(members), "dropped": len(rows) - len(members)}
 
 
@@ -63,7 +64,7 @@ def exact(index: Index, threshold: float) -> Iterator[tuple[int, np.ndarray]]:
     for start in range(0, len(index), ROWS):
         these = index.embeddings(slice(start, start + ROWS))
         for column in range(start, len(index), COLUMNS):
-            row, place = np.nonzero(these @ index.embeddings(slice(column, column + COLUMNS)).T >= threshold)
+            row, place = np.nonzero(these @ index.embeddings(slice(column, column + COLUMNS)).T >= threshold - ROUNDING)
             yield (len(these) if column + COLUMNS >= len(index) else 0), np.array([row + start, place + column])
 
 
@@ -73,7 +74,7 @@ def probed(index: Index, threshold: float) -> Iterator[tuple[int, np.ndarray]]:
     for start in range(0, len(index), ROWS):
         these = index.embeddings(slice(start, start + ROWS))
         scores, rows = vectors.search_ivf(index.ivf, index.vectors, these, NEIGHBOURS, nprobe)
-        query, place = np.nonzero(scores >= threshold)
+        query, place = np.nonzero(scores >= threshold - ROUNDING)
         yield len(these), np.array([query + start, rows[query, place]])
 
 
@@ -87,14 +88,10 @@ def judge(index: Index, rows: np.ndarray, number: int) -> list[tuple[int, int, b
     return [(int(rows[i]), number, i == best, float(scores[i])) for i in order]
 
 
-def native(index: Index, row: int) -> str:
-    """A clip's id without its source."""
-    return index.table["id"][row].as_py().removeprefix(f"{index.table['source'][row].as_py()}/")
-
-
-def write(out: Path, rows: list[tuple[int, int, bool, float]], dropped: dict[int, str], index: Index) -> None:
+def write(out: Path, rows: list[tuple[int, int, bool, float]], index: Index) -> None:
     """Write both files, the list last."""
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     at, number, keep, score = zip(*rows, strict=True) if rows else ((),) * 4
@@ -103,4 +100,5 @@ def write(out: Path, rows: list[tuple[int, int, bool, float]], dropped: dict[int
     columns = [ids, *map(pa.array, (number, keep, score), kinds)]
     with atomic(out / "groups.parquet") as temporary:
         pq.write_table(pa.table(columns, ["id", "group", "keep", "score"]), temporary)
-    write_text(out / "drop.txt", "".join(f"{id}\n" for id in dropped.values()))
+    dropped = ids.filter(pc.invert(columns[2])).to_pylist()
+    write_text(out / "drop.txt", "".join(f"{id}\n" for id in dropped))

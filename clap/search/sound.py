@@ -9,6 +9,7 @@ from clap.data import DataError
 
 MOST_SECONDS = 600  # of a sound that is decoded
 MOST_AMPLITUDES = MOST_SECONDS * 48_000 * 2  # of all its channels: 10 minutes in stereo at 48 kHz
+MOST_BYTES = 4 * MOST_AMPLITUDES  # of a file that is decoded: so many at 32 bits
 RATES = range(1_000, 384_001)  # Hz
 PLAYED = {"audio/flac", "audio/wav", "audio/x-wav", "audio/mpeg", "audio/ogg", "audio/opus"}  # by every browser
 WINDOW = 2048  # amplitudes of a spectrum
@@ -28,7 +29,7 @@ def decode(content: bytes) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
             refuse(file.frames, file.channels, file.samplerate)
-            wave = file.read(dtype="float32", always_2d=True).mean(axis=1)
+            wave = file.read(file.frames, dtype="float32", always_2d=True).mean(axis=1)  # GSM in WAV wants a number
             rate = file.samplerate
     except soundfile.LibsndfileError as error:
         raise SoundError("this is no sound that can be read: give wav, flac, ogg or mp3") from error

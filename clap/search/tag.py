@@ -75,6 +75,7 @@ def read_labels(path: str | Path) -> list[str]:
 
 def write_csv(path: str | Path, found: Sequence[Tagged]) -> None:
     """Write a row `file, label, score, error` for every label of every file, and for each that has none."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(["file", "label", "score", "error"])
