@@ -5,6 +5,7 @@ python cli.py train --data OUT/dataset --out RUN --preset tiny
 """
 
 import functools
+import gc
 import inspect
 import json
 import os
@@ -220,6 +221,8 @@ def build_dataset(
         return
     reasons = None if retry_rejected is None else () if retry_rejected == "transient" else names(retry_rejected)
     retry = Retry(reasons if reasons is None else tuple(reasons), refresh) if retry_rejected or refresh else None
+    if metadata_only:
+        gc.set_threshold(50_000)  # rows make no cycles: to look for some after every 700 takes a tenth of the time
     part_rows = part_rows or (METADATA_ROWS if metadata_only else PART_ROWS)
     stages = without_audio(stages) if metadata_only else stages
     report = build(source(name), origin, folder, reading=reading, stages=stages, workers=workers, keep=keep,

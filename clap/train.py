@@ -237,7 +237,8 @@ def validation(config: TrainConfig, names: list[str]) -> Dataset | None:
         raise ConfigError(f"no dataset has a split {config.validation_split!r} to validate on: see --validation-split")
     if not having or (config.split == "all" and not asked):
         return None
-    return open_split(having, config.validation_split, config.validation_folds, config.model.sample_rate)
+    # A dataset without such folds is trained on alone.
+    return open_split(having, config.validation_split, config.validation_folds, config.model.sample_rate, every=False)
 
 
 @contextmanager

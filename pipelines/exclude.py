@@ -26,7 +26,9 @@ class Exclude:
     licenses: tuple[str, ...] = setting((), "keep only these licences: CC0,CC-BY (each with all its versions)")
     languages: tuple[str, ...] = setting((), "keep only captions in these languages: en,de; or in one nobody can tell")
     exclude_ids: tuple[str, ...] = setting(
-        (), "file of ids to leave out, native or as published, one a line, or a blacklist of WavCaps (.json)", metavar="FILE"
+        (),
+        "file of ids to leave out, native or published, one a line, or a blacklist of WavCaps (.json)",
+        metavar="FILE",
     )
     exclude_evaluation: tuple[str, ...] = setting((), HELP, metavar="NAME[=METADATA],...")
     lists: Path | None = None  # where those of exclude_evaluation are

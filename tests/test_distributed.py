@@ -61,7 +61,7 @@ def data(tmp_path_factory):
     encoder.save_pretrained(folder / "text")
     tokenizer.save_pretrained(folder / "text")
     pairs.write(folder, pairs.tones(6), split="validation")
-    short = [row for row in pairs.tones(70) if duration(row) < MODEL.clip_seconds]
+    short = [row for row in pairs.tones(70) if duration(row) <= MODEL.clip_seconds]
     longer = [row for row in pairs.tones(70) if duration(row) > 0.4][:4]
     return pairs.write(folder, [*short[:9], *longer[:2], *short[9:18], *longer[2:]])  # batches with and without longer
 

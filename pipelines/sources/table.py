@@ -338,9 +338,9 @@ def piece_to_clips(piece: Piece) -> Iterator[Clip]:
         "channels": piece.integers("channels"),
         "original": [to_json(dict(zip(names, row, strict=True))) for row in zip(*piece.cells, strict=True)],
     }
-    rows = zip(*known.values(), strict=True)
+    rows, blank = zip(*known.values(), strict=True), Clip("", "")
     for number, place, section, values in zip(piece.numbers, places, sections, rows, strict=True):
-        clip = Clip(**dict(zip(known, values, strict=True)))
+        clip = blank.changed(**dict(zip(known, values, strict=True)))
         if not place:
             clip = clip.reject("manifest", "missing-file", f"row {number} names no file")
         elif section.trouble:
