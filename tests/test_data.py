@@ -91,7 +91,7 @@ def test_a_random_window_can_be_any_window():
 @pytest.mark.parametrize(
     ("audio", "message"),
     [
-        (pairs.flac(np.zeros(800), 44100), "44100 Hz, 1 channels, the model expects 48000 Hz mono: rebuild"),
+        (pairs.flac(np.zeros(800), 44100), "44100 Hz, 1 channels, the model expects 48000 Hz mono: train"),
         (pairs.flac(np.zeros((800, 2))), "48000 Hz, 2 channels"),
         (b"not audio", "does not decode"),
         (None, "does not decode"),
