@@ -132,7 +132,9 @@ def _remote(shard: str, work: Callable[["pq.ParquetFile"], T], step: int) -> T:
     from fsspec.core import url_to_fs
 
     files, path = url_to_fs(shard)
-    with files.open(path, "rb", cache_type="none") as handle, pq.ParquetFile(handle, buffer_size=step) as file:
+    # Arrow's own threads, which read ahead, can abort a process that ends while they let go of a Python file.
+    ours = {"buffer_size": step, "pre_buffer": False}
+    with files.open(path, "rb", cache_type="none") as handle, pq.ParquetFile(handle, **ours) as file:
         return work(file)
 
 

@@ -72,10 +72,11 @@ def open_shard(shard: str) -> Iterator["pq.ParquetFile"]:
         with told():
             files, path = filesystem(shard)
             handle = files.open(path, "rb")
-        with handle, Placed(handle) as reader, pq.ParquetFile(reader) as file:
+        # Arrow's own threads, which read ahead, can abort a process that ends while they let go of a Python file.
+        with handle, Placed(handle) as reader, pq.ParquetFile(reader, pre_buffer=False) as file:
             yield file
         return
-    with readable(), local_path(shard).open("rb") as handle, pq.ParquetFile(handle) as file:
+    with readable(), local_path(shard).open("rb") as handle, pq.ParquetFile(handle, pre_buffer=False) as file:
         yield file
 
 

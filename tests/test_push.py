@@ -29,13 +29,14 @@ except BuildError as error:
     sys.exit(f"Error: {error}")
 """
 STREAM = """
-import json, sys
+import json, os, sys
 from datasets import Audio, load_dataset
 found = {}
 for split, rows in load_dataset("user/name", streaming=True).items():
     rows = rows.cast_column("audio", Audio(decode=False))
     found[split] = [(row["id"], row["captions"], len(row["audio"]["bytes"])) for row in rows]
-print(json.dumps(found))
+print(json.dumps(found), flush=True)
+os._exit(0)  # pyarrow's threads, which datasets leaves behind, may abort a process that ends
 """
 
 
