@@ -165,6 +165,25 @@ def check_model(model: ModelConfig) -> None:
         raise ConfigError(f"text_width {width} is no multiple of text_heads {heads}: change one of them")
 
 
+POSITIVE = "lr lr_audio lr_text clip_norm margin eps".split()
+ONE_OR_MORE = "epochs batch_size pool log_every keep keep_best workers".split()
+ZERO_OR_MORE = "seed kappa micro_batch patience lora weight_decay warmup eval_every save_every".split()
+SHARES = "ema beta1 beta2 word_dropout".split()
+
+
+def check_ranges(config: TrainConfig) -> None:
+    """Raise ConfigError for a number outside its range."""
+    for names, wrong, want in (
+        (POSITIVE, lambda value: not value > 0, "more than 0"),
+        (ONE_OR_MORE, lambda value: value < 1, "1 or more"),
+        (ZERO_OR_MORE, lambda value: value < 0, "0 or more"),
+        (SHARES, lambda value: not 0 <= value < 1, "0 or more and less than 1"),
+    ):
+        for name in names:
+            if wrong(getattr(config, name)):
+                raise ConfigError(f"{name} is {getattr(config, name)}: it must be {want}")
+
+
 def check(config: TrainConfig) -> None:
     """Raise ConfigError for a setting outside its values, with the values it may take, or what can't be trained."""
     check_model(config.model)
@@ -180,30 +199,9 @@ def check(config: TrainConfig) -> None:
     for name, (value, allowed) in choices.items():
         if value not in allowed:
             raise ConfigError(f"{name} is {value!r}: use {' or '.join(allowed)}")
-    for name in ("epochs", "batch_size", "pool", "log_every", "keep", "keep_best", "workers"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}: it must be 1 or more")
-    for name in ("lr", "lr_audio", "lr_text", "clip_norm", "margin", "eps"):
-        if not getattr(config, name) > 0:
-            raise ConfigError(f"{name} is {getattr(config, name)}: it must be more than 0")
-    for name in (
-        "seed",
-        "kappa",
-        "micro_batch",
-        "patience",
-        "lora",
-        "weight_decay",
-        "warmup",
-        "eval_every",
-        "save_every",
-    ):
-        if getattr(config, name) < 0:
-            raise ConfigError(f"{name} is {getattr(config, name)}: it must be 0 or more")
+    check_ranges(config)
     if config.kappa and config.loss not in ("softmax", "mlp"):
         raise ConfigError(f"kappa weights the softmax and mlp losses, not {config.loss}: leave it 0 or change --loss")
-    for name in ("ema", "beta1", "beta2", "word_dropout"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ConfigError(f"{name} is {getattr(config, name)}: it must be 0 or more and less than 1")
     if config.lora and config.ema:
         raise ConfigError("lora trains few weights, of which no average is kept: leave ema 0")
     if config.lora and not (config.init or (config.init_audio and config.model.text != "scratch")):

@@ -1,5 +1,6 @@
 """What can be embedded, files, arrays and rows of a dataset, as mono waveforms at the model's rate."""
 
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from clap.checkpoint import atomic
 from clap.data import DataError, Dataset, decode, read_group
 
 if TYPE_CHECKING:
     from clap.model import CLAP
 
+logger = logging.getLogger(__name__)
 SOUNDS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
+OTHERS = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".mka", ".mkv", ".amr"}  # sounds that libsndfile does not open
 EXACT = {"WAV", "WAVEX", "FLAC", "AIFF", "AU", "CAF", "W64"}  # formats in which a seek is exact to the sample
 WORKERS = 4
 
@@ -124,11 +128,17 @@ def mono(waveform: np.ndarray) -> np.ndarray:
 
 
 def find(paths: Sequence[str | Path]) -> list[Path]:
-    """Files, and the sounds in folders and below them, sorted; DataError if there is none."""
+    """Files, and the sounds in folders and below them, sorted; DataError if there is none.
+
+    Sounds of other kinds in a folder are left out with a warning: `build-dataset` takes them.
+    """
     found: list[Path] = []
     for path in map(Path, paths):
-        below = sorted(each for each in path.rglob("*") if each.suffix.lower() in SOUNDS and each.is_file())
-        found += below if path.is_dir() else [path]
+        below = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else []
+        found += [each for each in below if each.suffix.lower() in SOUNDS] if path.is_dir() else [path]
+        if others := [each for each in below if each.suffix.lower() in OTHERS]:
+            kinds = ", ".join(sorted({each.suffix.lower() for each in others}))
+            logger.warning("%s: %d files left out (%s): make a dataset of them", path, len(others), kinds)
     if not found:
         raise DataError(f"no sounds in {', '.join(map(str, paths))}: give files or folders of {', '.join(SOUNDS)}")
     return found
@@ -143,11 +153,6 @@ def embed_files(
     """
     files, out = find(paths), Path(out)
     embeddings = model.embed_audio(files, truncation=truncation, batch_size=batch_size)
-    temporary = out.with_name(f".{out.name}.tmp")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    with temporary.open("wb") as handle:
+    with atomic(out) as temporary, temporary.open("wb") as handle:
         np.savez(handle, files=np.array([str(path) for path in files]), embeddings=embeddings)
-        handle.flush()
-        os.fsync(handle.fileno())
-    temporary.replace(out)
     return len(files)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from clap.checkpoint import sync
+from clap.checkpoint import atomic
 from clap.data import Dataset
 from clap.embed import waveforms
 from clap.features import mels_for
@@ -74,18 +74,15 @@ def version(data: Dataset) -> str:
 
 def keep(path: Path, n: int, blocks: Iterable[np.ndarray]) -> None:
     """Write n rows, which come in blocks, as one array in a .npy file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
     blocks = iter(blocks)
     first = next(blocks)
-    array = np.lib.format.open_memmap(temporary, "w+", np.float32, (n, *first.shape[1:]))
-    at = 0
-    for block in shown(chain([first], blocks), -(-n // len(first)), "encoding"):
-        array[at : at + len(block)] = block
-        at += len(block)
-    array.flush()
-    sync(temporary)
-    temporary.replace(path)
-    sync(path.parent)
+    with atomic(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, "w+", np.float32, (n, *first.shape[1:]))
+        at = 0
+        for block in shown(chain([first], blocks), -(-n // len(first)), "encoding"):
+            array[at : at + len(block)] = block
+            at += len(block)
+        array.flush()
 
 
 def shown(items: Iterable[Any], n: int, doing: str) -> Iterable[Any]:

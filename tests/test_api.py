@@ -201,3 +201,10 @@ def test_a_long_file_that_must_be_decoded_whole_leaves_only_its_window_in_memory
         (heard,) = waveforms([item], 48000, 48000, 12000, "centre")
         (whole,) = waveforms([item], 48000, 48000, 12000, "chunks")
         assert heard.base is None and (heard == whole[(len(whole) - 12000) // 2 :][:12000]).all()
+
+
+def test_sounds_of_kinds_that_do_not_open_are_left_out_aloud(tmp_path, caplog):
+    for name in ("a.wav", "b.M4A", "c.webm", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    assert find([tmp_path]) == [tmp_path / "a.wav"]
+    assert f"{tmp_path}: 2 files left out (.m4a, .webm)" in caplog.text

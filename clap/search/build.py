@@ -157,7 +157,7 @@ def gather(model: System, clips: Clips, whole: list[Path], path: Path, exact: in
     if len(found) <= exact:
         return {"n": len(found), "vectors": "exact"}
     queries = {"texts": np.asarray(model.embed_text(texts(clips.rows, np.random.default_rng(0))), np.float32)}
-    with parts.atomic(path.with_suffix(".faiss")) as temporary:
+    with checkpoint.atomic(path.with_suffix(".faiss")) as temporary:
         ivf = vectors.build_ivf(found, temporary, queries)
     return {"n": len(found), "vectors": "ivf", "ivf": ivf}
 

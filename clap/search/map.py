@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clap.search.parts import atomic
+from clap.checkpoint import atomic
 
 if TYPE_CHECKING:
     from clap.search.index import Index

@@ -5,14 +5,13 @@ says which of them count.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clap.checkpoint import sync
+from clap.checkpoint import atomic
 from clap.data import DataError
 from clap.search.rows import schema
 
@@ -30,20 +29,6 @@ class Plan:
     intact: list[Path]  # parts of which every row is as the source has it
     todo: np.ndarray  # rows of the source that are in none of them
     known: dict[int, tuple[Path, int]]  # of these, where some have their embedding: (part, row)
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; if the body ends well, flush it and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_part(path: Path, rows: "pa.Table", embeddings: np.ndarray) -> None:

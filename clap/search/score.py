@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from clap.checkpoint import atomic
 from clap.config import ConfigError
 from clap.data import DataError, Dataset, open_split
-from clap.search.parts import atomic
 from clap.search.rows import bar, chunks, embed_some, some
 from clap.systems import System, dataset_rate, digest
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from clap.checkpoint import write_text
+from clap.checkpoint import atomic, write_text
 from clap.data import DataError
 from clap.search import vectors
 from clap.search.index import Index
-from clap.search.parts import atomic
 from clap.search.rows import bar
 
 ROWS = 1024  # compared at once with COLUMNS others
