@@ -10,6 +10,8 @@ decode      the fastest of libsndfile reading the whole file, PyAV frame by fram
 floor       decode + soxr HQ + FLAC, each by itself
 ours        local files hashed, resampled and measured, and a shard written; with the acoustic fingerprint
 laion       an ffmpeg process a file, FLAC and JSON into a tar
+
+With `--sections steps` it shows instead where the time of "ours" goes, step by step.
 """
 
 import argparse
@@ -25,11 +27,11 @@ import tarfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 
 import av
 import numpy as np
@@ -43,9 +45,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from pipelines.clip import Clip, write_clips
 from pipelines.decode import open_audio
 from pipelines.download import Download
-from pipelines.fingerprint import PRINT_RATE, fingerprint
+from pipelines.facts import Meter
+from pipelines.fingerprint import fingerprint
 from pipelines.local import to_location
-from pipelines.resample import Resample
+from pipelines.resample import SPOOL, Resample, Spool, converted, encoded, measured, voice
 from pipelines.run import part_path
 from pipelines.shard import plan_shards, write_shard
 
@@ -56,6 +59,7 @@ SOME = 20  # clips of which soxr, FLAC and the fingerprint are measured by thems
 FORMATS = "ogg,mp3,wav,flac,m4a,opus,webm"
 COLUMNS = ("corpus", "format", "libsndfile", "libav", "decode", "soxr", "flac", "floor", "fingerprint", "ours",
            "laion", "of floor", "bare of floor", "to laion")  # fmt: skip
+STEPS = ("decode", "levels", "soxr", "flac", "fingerprint")  # of resample, in order
 
 
 def main() -> None:
@@ -64,7 +68,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of ESC-10's ogg files")
     parser.add_argument("--work", type=Path, default=Path("runs/ingest"), help="where the corpora are kept")
     parser.add_argument("--formats", default=FORMATS)
-    parser.add_argument("--sections", default=",".join(SECTIONS))
+    parser.add_argument("--sections", default="formats", help=f"which, of {', '.join(SECTIONS)}")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -170,6 +174,50 @@ def measure(jobs: dict[str, Job], repeats: int) -> dict[str, list[float]]:
     return spent
 
 
+# Section: steps
+
+
+def steps(given: argparse.Namespace) -> list[dict[str, object]]:
+    """What each step of ours adds: the path up to it less the path up to the one before; the floor's to compare."""
+    rows: list[dict[str, object]] = []
+    for (corpus, format), files in make(given).items():
+        hours = SECONDS[corpus] / 3600
+        upto = {name: partial(path, files, last) for last, name in enumerate(STEPS)}
+        whole = {"hash": partial(hashed, files), **upto, "ours": partial(ours, files)}
+        floor = {name: job for name, job in jobs(files, hours).items() if name in ("soxr", "flac")}
+        timed = floor | {f"to {name}": Job(work, hours * len(files)) for name, work in whole.items()}
+        least = {name: min(spent) for name, spent in measure(timed, given.repeats).items()}
+        added = {name: least[f"to {name}"] - least.get(f"to {before}", 0) for before, name in pairwise(["", *STEPS])}
+        rest = least["to ours"] - least["to hash"] - least[f"to {STEPS[-1]}"]
+        beside = {"floor's soxr": least["soxr"], "floor's flac": least["flac"], "hash": least["to hash"]}
+        rows.append({"corpus": corpus, "format": format, **beside, **added, "pack and shard": rest})
+    return rows
+
+
+def path(files: list[Path], last: int) -> None:
+    """What resample does with each file, up to the step of that number."""
+    for file in files:
+        with open_audio(file) as stream, Spool(SPOOL) as flac:
+            blocks, meter = stream.blocks, Meter(stream.sample_rate)
+            if last >= STEPS.index("levels"):
+                blocks = measured(stream, meter)
+            if last >= STEPS.index("soxr"):
+                blocks = converted(blocks, stream.sample_rate, 48_000)
+            if last >= STEPS.index("flac"):
+                blocks = encoded(blocks, flac)
+            if last >= STEPS.index("fingerprint"):
+                fingerprint(voice(blocks))
+            for _ in blocks:
+                pass
+
+
+def hashed(files: list[Path]) -> list[Clip]:
+    """What download does with local files."""
+    clips = [Clip(f"b/{number}", "b", to_location(path.absolute()), split="train") for number, path in enumerate(files)]
+    with NamedTemporaryFile() as pack:
+        return list(Download()(clips, pack, Path()))
+
+
 # Section: formats
 
 
@@ -193,7 +241,7 @@ def jobs(files: list[Path], hours: float) -> dict[str, Job]:
     some = hours * len(waves)
     every = {
         "soxr": Job(partial(each, resampled, waves), some),
-        "flac": Job(partial(each, encoded, [np.rint(wave * 32767).astype(np.int16) for wave in at_48k]), some),
+        "flac": Job(partial(each, one_flac, [np.rint(wave * 32767).astype(np.int16) for wave in at_48k]), some),
         "fingerprint": Job(partial(each, printed, at_48k), some),
         "libav": Job(partial(each, libav, files), whole),
         "our decode": Job(partial(each, decoded, files), whole),
@@ -257,11 +305,10 @@ def resampled(wave: tuple[np.ndarray, int]) -> None:
 
 def printed(wave: np.ndarray) -> bytes:
     """The fingerprint, as resample takes it from blocks of a second."""
-    blocks = [wave[start : start + 48_000] for start in range(0, len(wave), 48_000)]
-    return fingerprint(soxr.resample(np.concatenate(blocks), 48_000, PRINT_RATE, "MQ"))
+    return fingerprint(voice(iter([wave[start : start + 48_000] for start in range(0, len(wave), 48_000)])))
 
 
-def encoded(wave: np.ndarray) -> None:
+def one_flac(wave: np.ndarray) -> None:
     """16-bit FLAC in memory."""
     soundfile.write(io.BytesIO(), wave, 48_000, format="FLAC")
 
@@ -311,7 +358,7 @@ def peak_of_ours(files: list[Path]) -> int:
     return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
 
-SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict[str, object]]]] = {"formats": formats}
+SECTIONS: dict[str, Callable[[argparse.Namespace], list[dict[str, object]]]] = {"formats": formats, "steps": steps}
 
 if __name__ == "__main__":
     main()

@@ -4,7 +4,7 @@ A recording streams through in blocks of one second, so that a two-hour file tak
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfileobj
 from tempfile import SpooledTemporaryFile
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, ClassVar
 import numpy as np
 
 from pipelines.clip import SAMPLE_RATE, Clip, Rejected
-from pipelines.decode import Stream, Window, open_audio, straight
+from pipelines.decode import Stream, Window, crop, open_audio, straight
 from pipelines.disk import BuildError
 from pipelines.facts import LOUDEST, Meter
 from pipelines.fingerprint import PRINT_RATE, PRINT_SECONDS, fingerprint
@@ -55,21 +55,20 @@ def resample(clip: Clip, pack: BinaryIO, raw: Path) -> Clip:
     Only its section is measured and encoded, where it has one. Bytes that were fetched lie in the pack `raw`.
     """
     folder = str(Path(pack.name).parent)
-    import soxr
-
     with open_audio(source(clip, raw), clip.start, clip.end) as stream, Spool(SPOOL, dir=folder) as flac:
         meter = Meter(stream.sample_rate)
-        head: list[np.ndarray] = []
-        pcm_md5 = encode(converted(measured(stream, meter), stream.sample_rate, SAMPLE_RATE), flac, head)
+        blocks = encoded(converted(measured(stream, meter), stream.sample_rate, SAMPLE_RATE), flac)
+        heard = fingerprint(voice(blocks))
+        for _ in blocks:  # what the fingerprint does not need
+            pass
         offset = pack.tell()
         flac.seek(0)
         copyfileobj(flac, pack, BLOCK)
-        return replace(
-            clip,
+        return clip.changed(
             sample_rate=stream.sample_rate,
             channels=stream.channels,
-            fingerprint=fingerprint(soxr.resample(np.concatenate(head), SAMPLE_RATE, PRINT_RATE, "MQ")),
-            pcm_md5=pcm_md5,
+            fingerprint=heard,
+            pcm_md5=stated(flac)[1],
             audio_offset=offset,
             audio_bytes=pack.tell() - offset,
             **meter.facts(),
@@ -120,7 +119,7 @@ def judge(stream: Stream, meter: Meter, trouble: Rejected | None) -> None:
         raise Rejected("silent", "the channels cancel out when mixed to mono")
 
 
-def converted(blocks: Iterator[np.ndarray], rate: int, to: int) -> Iterator[np.ndarray]:
+def converted(blocks: Iterator[np.ndarray], rate: int, to: int, quality: str = "HQ") -> Iterator[np.ndarray]:
     """Blocks at another rate, through soxr; the samples are those of converting all at once.
 
     The last block is announced as such: an empty one after it would cost as much as a second of sound.
@@ -130,7 +129,7 @@ def converted(blocks: Iterator[np.ndarray], rate: int, to: int) -> Iterator[np.n
     if rate == to:
         yield from blocks
         return
-    stream = soxr.ResampleStream(rate, to, 1, dtype="float32", quality="HQ")
+    stream = soxr.ResampleStream(rate, to, 1, dtype="float32", quality=quality)
     held = next(blocks, None)
     for block in blocks:
         yield stream.resample_chunk(held)
@@ -160,10 +159,10 @@ def to_int16(block: np.ndarray) -> np.ndarray:
     return scaled.astype(np.int16)
 
 
-def encode(blocks: Iterable[np.ndarray], flac: Spool, head: list[np.ndarray]) -> str:
-    """Write float32 blocks at 48 kHz as 16-bit FLAC and return the MD5 of its samples, in hex.
+def encoded(blocks: Iterable[np.ndarray], flac: Spool) -> Iterator[np.ndarray]:
+    """The same float32 blocks at 48 kHz, each once it is written as 16-bit FLAC; the file is whole after the last.
 
-    `head` collects the start for the fingerprint. A write that fails is never the clip's fault: it ends the run.
+    A write that fails is never the clip's fault: it ends the run.
     """
     import soundfile
 
@@ -172,9 +171,8 @@ def encode(blocks: Iterable[np.ndarray], flac: Spool, head: list[np.ndarray]) ->
         with straight(flac, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as sound:
             for block in blocks:
                 sound.write(to_int16(block))
-                if frames < PRINT_SECONDS * SAMPLE_RATE:
-                    head.append(block)
                 frames += len(block)
+                yield block
     except soundfile.LibsndfileError as error:
         raise BuildError(f"cannot encode audio: {error}: this is a bug, please report it") from error
     finally:
@@ -182,8 +180,18 @@ def encode(blocks: Iterable[np.ndarray], flac: Spool, head: list[np.ndarray]) ->
             raise flac.trouble
     if frames == 0:
         raise Rejected("empty", "no frames at 48 kHz")
-    flac.seek(0)
-    stated = flac.read(42)  # FLAC's first block: 36 bits for the number of samples, 128 for their MD5
-    if int.from_bytes(stated[18:26], "big") % 2**36 != frames:
+    if stated(flac)[0] != frames:
         raise BuildError("audio did not read back as encoded: this is a bug, please report it")
-    return stated[26:42].hex()
+
+
+def stated(flac: Spool) -> tuple[int, str]:
+    """The number of samples and their MD5, in hex, by FLAC's first block (36 and 128 bits)."""
+    flac.seek(0)
+    head = flac.read(42)
+    return int.from_bytes(head[18:26], "big") % 2**36, head[26:].hex()
+
+
+def voice(blocks: Iterator[np.ndarray]) -> np.ndarray:
+    """The start of a recording at the rate of the fingerprint, (samples,); no more of the blocks is taken."""
+    start = crop(blocks, 0, PRINT_SECONDS * SAMPLE_RATE)
+    return np.concatenate(list(converted(start, SAMPLE_RATE, PRINT_RATE, "MQ")))
