@@ -65,7 +65,7 @@ def fills() -> Iterator[Row]:
     from test_fill import LENGTHS, signal
 
     from clap.config import FILLINGS, ModelConfig
-    from clap.features import mels_for, shrink
+    from clap.features import fuse, mels_for
     from clap.fill import fill
 
     facts = json.loads((GOLDEN / "b_audio_features.json").read_text())
@@ -79,7 +79,8 @@ def fills() -> Iterator[Row]:
     theirs = torch.from_numpy(np.load(GOLDEN / "b_audio_features.npz")["s10p480.repeatpad.fusion.mel_sub"])
     yield Row("fused mels: three crops", "dB", far(mels.parts[0, :, ::10, ::4], theirs[1:]), 1e-3)
     shrunk = np.load(GOLDEN / "b_mel_shrink.npz")
-    ours = shrink(torch.from_numpy(shrunk["mel"])[None, None], 1001)[0, 0]
+    mel = torch.from_numpy(shrunk["mel"])
+    ours = fuse(mel.__getitem__, len(mel), ModelConfig(fusion="aff_2d")).whole[0, 0]
     yield Row("fused mels: the shrunken whole", "dB", far(ours, torch.from_numpy(shrunk["no_antialias"])), 1e-4)
 
 

@@ -101,15 +101,17 @@ def crop(mel: np.ndarray, config: ModelConfig, rng: np.random.Generator, roll: b
     others by 0.03 at most: over a window of 10 s 0.012 dB.
     """
     chunk, fused = window_frames(config), config.fusion != "none"
-    if not fused:
-        start = rng.integers(len(mel) - chunk + 1)
-        mel = np.array(mel[start : start + chunk])
+    if fused:
+        shift = rng.integers(len(mel)) if roll else 0
+        mels = fuse(
+            lambda frames: torch.from_numpy(mel[(frames.numpy() - shift) % len(mel)]).float(), len(mel), config, rng
+        )
+        return Mels(mels.whole.half(), mels.parts.half(), mels.longer)
+    start = rng.integers(len(mel) - chunk + 1)
+    mel = np.array(mel[start : start + chunk])
     if roll:
         mel = np.roll(mel, rng.integers(len(mel)), axis=0)
-    if not fused:
-        return alone(torch.from_numpy(mel)[None, None])
-    mels = fuse(torch.from_numpy(mel)[None, None].float(), config, rng)
-    return Mels(mels.whole.half(), mels.parts.half(), mels.longer)
+    return alone(torch.from_numpy(mel)[None, None])
 
 
 def build(data: Dataset, config: TrainConfig) -> None:

@@ -1,6 +1,6 @@
 """Front end: waveforms of any length > log-mels, on any device, and the masks that training lays over them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -84,43 +84,45 @@ class LogMel(nn.Module):
             norm=None if htk else "slaney",
         )
         self.n_fft, self.hop, self.int16_quantize = n_fft, hop, int16_quantize
-        self.register_buffer("window", torch.hann_window(win or n_fft), persistent=False)
+        edges = ((n_fft - (win or n_fft)) // 2, (n_fft - (win or n_fft) + 1) // 2)
+        self.register_buffer("window", F.pad(torch.hann_window(win or n_fft), edges), persistent=False)  # (n_fft,)
         self.register_buffer("filterbank", torch.from_numpy(filters), persistent=False)  # (mels, n_fft // 2 + 1)
 
-    def forward(self, waveform: Tensor) -> Tensor:
-        """Raise SizeError for a clip too short to be mirrored at its ends (n_fft // 2 samples or fewer)."""
-        if waveform.shape[-1] <= self.n_fft // 2:
+    def forward(self, waveform: Tensor, frames: Tensor | None = None) -> Tensor:
+        """All frames, or only those with these numbers, (n,), of which nothing but their own windows is touched.
+
+        Raise SizeError for a clip too short to be mirrored at its ends (n_fft // 2 samples or fewer).
+        """
+        edge = self.n_fft // 2
+        if waveform.shape[-1] <= edge:
             raise SizeError(
                 f"LogMel: a clip of {waveform.shape[-1]} samples cannot fill a window of {self.n_fft}: "
-                f"pad clips to more than {self.n_fft // 2} samples"
+                f"pad clips to more than {edge} samples"
             )
-        if waveform.dtype == torch.int16:
-            waveform = waveform.float().div_(32768)
-        if self.int16_quantize:
-            waveform = quantise(waveform.float())
-        with torch.autocast(waveform.device.type, enabled=False):
-            edge = self.n_fft // 2
-            mirrored = F.pad(waveform.float()[:, None], (edge, edge), mode="reflect")[:, 0]
-            frames = (mirrored.shape[1] - self.n_fft) // self.hop + 1
-            clips, size = (mirrored.split(1), CPU_FRAMES) if mirrored.device.type == "cpu" else ((mirrored,), FRAMES)
-            ends = [(start, min(start + size, frames) - 1) for start in range(0, frames, size)]
-            spans = [slice(first * self.hop, last * self.hop + self.n_fft) for first, last in ends]
-            mels = [torch.cat([self._mel(some[:, span]) for span in spans], dim=1) for some in clips]
+        ends = waveform[:, 1 : edge + 1].flip(1), waveform[:, -edge - 1 : -1].flip(1)
+        windows = torch.cat([ends[0], waveform, ends[1]], 1).unfold(1, self.n_fft, self.hop)  # (batch, frames, n_fft)
+        n_frames = windows.shape[1] if frames is None else len(frames)
+        clips, size = (windows.split(1), CPU_FRAMES) if windows.device.type == "cpu" else ((windows,), FRAMES)
+        spans = [slice(start, start + size) for start in range(0, n_frames, size)]
+        with torch.autocast(windows.device.type, enabled=False):
+            picked = spans if frames is None else [frames[span] for span in spans]
+            mels = [torch.cat([self._mel(some[:, each]) for each in picked], dim=1) for some in clips]
             return torch.cat(mels).unsqueeze(1)
 
-    def _mel(self, waveform: Tensor) -> Tensor:
-        """(batch, samples), mirrored at its ends > (batch, frames, mels) in dB."""
-        spectrum = torch.stft(
-            waveform,
-            self.n_fft,
-            self.hop,
-            win_length=len(self.window),
-            window=self.window,
-            center=False,
-            return_complex=True,
-        )
-        power = spectrum.real.square() + spectrum.imag.square()  # (batch, n_fft // 2 + 1, frames)
-        return 10 * (power.transpose(1, 2) @ self.filterbank.T).clamp(min=1e-10).log10()
+    def n_frames(self, n_samples: int) -> int:
+        """How many frames a waveform of so many samples has."""
+        return (n_samples - self.n_fft % 2) // self.hop + 1
+
+    def _mel(self, windows: Tensor) -> Tensor:
+        """(batch, frames, n_fft) samples > (batch, frames, mels) in dB."""
+        samples = windows.float()
+        if windows.dtype == torch.int16:
+            samples /= 32768
+        if self.int16_quantize:
+            samples = quantise(samples)
+        spectrum = torch.fft.rfft(samples * self.window)  # (batch, frames, n_fft // 2 + 1)
+        power = spectrum.real.square() + spectrum.imag.square()
+        return 10 * (power @ self.filterbank.T).clamp(min=1e-10).log10()
 
 
 def front_end(config: ModelConfig) -> LogMel:
@@ -167,19 +169,31 @@ def fused_mels(
     waveform: np.ndarray, config: ModelConfig, log_mel: LogMel, rng: np.random.Generator | None = None
 ) -> Mels:
     """Mels of one clip for a fused model, from its waveform (samples,)."""
-    return fuse(log_mel(as_tensor(fill(waveform, config.n_samples, config.filling)[None], log_mel)), config, rng)
+    filled = as_tensor(fill(waveform, config.n_samples, config.filling)[None], log_mel)
+
+    def pick(frames: Tensor) -> Tensor:
+        once, places = frames.unique(return_inverse=True)
+        return log_mel(filled, once)[0, 0, places.to(filled.device)]
+
+    return fuse(pick, log_mel.n_frames(filled.shape[1]), config, rng)
 
 
-def fuse(mel: Tensor, config: ModelConfig, rng: np.random.Generator | None = None) -> Mels:
-    """Mels of one clip for a fused model, from the log-mel of the whole clip, filled, (1, 1, frames, mels).
+def fuse(
+    pick: Callable[[Tensor], Tensor], n_frames: int, config: ModelConfig, rng: np.random.Generator | None = None
+) -> Mels:
+    """Mels of one clip for a fused model, from the log-mel of the whole clip, filled, which has n_frames.
 
-    A longer one is shrunk whole, with a crop of each third (fill.thirds).
+    A longer one is shrunk whole, with a crop of each third (fill.thirds). `pick` gives the frames with the numbers
+    (n,) that it is asked for, (n, mels): of five minutes these are a sixth.
     """
     chunk = window_frames(config)
-    if mel.shape[2] <= chunk:  # longer by less than a hop: as many frames, so nothing to crop
-        return alone(mel)
-    crops = [mel[:, :, start : start + chunk] for start in thirds(mel.shape[2], chunk, rng)]
-    return Mels(shrink(mel, chunk), torch.cat(crops, dim=1), mel.new_ones(1, dtype=torch.bool))
+    if n_frames <= chunk:  # longer by less than a hop: as many frames, so nothing to crop
+        return alone(pick(torch.arange(n_frames))[None, None])
+    low, high, weight = neighbours(n_frames, chunk)
+    crops = [torch.arange(start, start + chunk) for start in thirds(n_frames, chunk, rng)]
+    mel = pick(torch.cat([low, high, *crops])).view(5, chunk, -1)
+    whole = torch.lerp(mel[0], mel[1], weight[:, None].to(mel))
+    return Mels(whole[None, None], mel[None, 2:], torch.ones(1, dtype=torch.bool, device=mel.device))
 
 
 def window_frames(config: ModelConfig) -> int:
@@ -187,12 +201,16 @@ def window_frames(config: ModelConfig) -> int:
     return config.n_samples // config.hop + 1
 
 
-def shrink(mel: Tensor, frames: int) -> Tensor:
-    """(batch, 1, more frames, mels) > (batch, 1, frames, mels), bilinear.
+def neighbours(n_frames: int, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+    """How n_frames are shrunk to `chunk`: the two frames that each lies between, and how far towards the second.
 
-    Without antialiasing: the published fused checkpoints were trained so, and it moves the mel by 1.5 dB.
+    As bilinear interpolation without antialiasing (F.interpolate, align_corners=False): the published fused
+    checkpoints were trained so, and antialiasing would move the mel by 1.5 dB.
     """
-    return F.interpolate(mel, (frames, mel.shape[3]), mode="bilinear", align_corners=False, antialias=False)
+    scale = torch.tensor(n_frames / chunk).item()  # rounded to float32, as is the place: just as there
+    place = ((torch.arange(chunk, dtype=torch.float64) + 0.5) * scale - 0.5).float().clamp(min=0)
+    low = place.long()
+    return low, (low + 1).clamp(max=n_frames - 1), place - low
 
 
 def alone(mel: Tensor) -> Mels:

@@ -136,8 +136,16 @@ def test_a_fused_model_hears_the_same_whole_and_parts(data, tmp_path):
         assert torch.equal(heard.longer, expected.longer) and bool(heard.longer) == (name == "long")
         for a, b in ((heard.whole, expected.whole), (heard.parts, expected.parts)):
             assert a.dtype == torch.float16 and torch.allclose(a.float(), b, atol=0.08)
-    whole = torch.from_numpy(found[ids.index("long")])[None, None].float()
-    assert torch.equal(fuse(whole, FUSED).longer, torch.ones(1, dtype=torch.bool))
+
+
+def test_a_fused_model_hears_a_clip_rolled_as_a_whole(data, tmp_path):
+    found, ids = built(data, tmp_path, FUSED), data.rows["id"].to_pylist()
+    mel = np.array(found[ids.index("long")])
+    rng = np.random.default_rng(5)
+    rolled = torch.from_numpy(np.roll(mel, rng.integers(len(mel)), axis=0)).float()
+    expected = fuse(rolled.__getitem__, len(mel), FUSED, rng)
+    heard = crop(mel, FUSED, np.random.default_rng(5), roll=True)
+    assert torch.equal(heard.whole, expected.whole.half()) and torch.equal(heard.parts, expected.parts.half())
 
 
 def test_a_dataset_that_is_there_is_not_made_again_and_other_settings_are(data, tmp_path):

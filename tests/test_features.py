@@ -107,7 +107,7 @@ def test_front_ends_of_the_papers_models_have_their_windows_steps_and_bands(name
     config = ModelConfig(**AUDIO_MODELS[name])
     front = front_end(config)
     heard = front.filterbank.any(dim=0).nonzero()[:, 0] * config.sample_rate / config.n_fft
-    assert len(front.window) == (1536 if "1536" in name else 1024)
+    assert front.window.count_nonzero() == (1535 if "1536" in name else 1023)  # Hann's first value is 0
     assert config.fmin < heard.min() < 100 and 0 < config.fmax - heard.max() < 50
     assert front(torch.zeros(1, config.n_samples)).shape == (1, 1, 2667 if "20s" in name else 1001, 64)
 
@@ -171,13 +171,13 @@ def test_spec_augment_repeats_under_a_seed():
 
 @pytest.mark.parametrize("n_fft", [1024, 1023])
 def test_a_long_spectrum_is_made_in_blocks_and_is_the_same(monkeypatch, n_fft):
-    wave, lengths, whole_stft = torch.rand(2, 48000 * 3 + 7), [], torch.stft
+    wave, sizes, transform = torch.rand(2, 48000 * 3 + 7), [], torch.fft.rfft
     log_mel = LogMel(n_fft=n_fft)
     whole = log_mel(wave)
     monkeypatch.setattr("clap.features.CPU_FRAMES", 64)
-    monkeypatch.setattr("torch.stft", lambda wave, *a, **k: lengths.append(wave.shape[1]) or whole_stft(wave, *a, **k))
+    monkeypatch.setattr("torch.fft.rfft", lambda windows: sizes.append(windows.shape[:2]) or transform(windows))
     torch.testing.assert_close(log_mel(wave), whole, rtol=0, atol=5e-6)
-    assert len(lengths) == 10 and max(lengths) == 63 * 480 + n_fft
+    assert len(sizes) == 10 and max(sizes) == (1, 64)
 
 
 def test_chunks_of_a_long_clip_are_never_all_in_memory():

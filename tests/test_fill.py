@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from clap.config import ClapError, ConfigError, ModelConfig
-from clap.features import collate, mels_for, quantise, shrink
+from clap.features import collate, front_end, fuse, fused_mels, mels_for, quantise
 from clap.fill import fill, thirds, windows
 
 LENGTHS = {"s1": 48000, "s7": 336000, "s10": 480000, "s10p1": 480001, "s10p480": 480480, "s25": 1200000}
@@ -61,9 +62,24 @@ def test_parts_of_a_longer_clip_equal_the_original(golden):
 
 def test_a_longer_clip_is_shrunk_without_antialias_as_the_checkpoints_expect(golden):
     shrunk = {name: torch.from_numpy(golden[2][name]) for name in ("mel", "no_antialias", "default_antialias")}
-    ours = shrink(shrunk["mel"][None, None], 1001)[0, 0]
+    ours = fuse(shrunk["mel"].__getitem__, len(shrunk["mel"]), ModelConfig(fusion="aff_2d")).whole[0, 0]
     torch.testing.assert_close(ours, shrunk["no_antialias"], rtol=0, atol=1e-5)
     assert float((ours - shrunk["default_antialias"]).abs().mean()) > 1  # what today's torchvision makes of it
+
+
+@pytest.mark.parametrize("n_frames", [52, 57, 101, 499, 3001, 100_000])
+def test_the_shrunken_whole_is_torchs_bilinear_interpolation_of_all_frames(n_frames):
+    mel = torch.from_numpy(np.random.default_rng(0).normal(-40, 20, (n_frames, 64)).astype(np.float32))
+    expected = F.interpolate(mel[None, None], (51, 64), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(fuse(mel.__getitem__, n_frames, SMALL).whole, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("seconds", [0.51, 2, 40])
+def test_a_fused_model_hears_the_same_whether_all_frames_are_made_or_only_those_it_needs(seconds):
+    log_mel, clip = front_end(SMALL), noise(seconds)
+    mel = log_mel(torch.from_numpy(clip)[None])[0, 0]
+    dense = fuse(mel.__getitem__, len(mel), SMALL)
+    assert all(torch.equal(a, b) for a, b in zip(fused_mels(clip, SMALL, log_mel), dense, strict=True))
 
 
 def test_thirds_are_the_originals_and_a_crop_starts_in_the_middle_of_each(golden):
