@@ -442,7 +442,7 @@ def train(
     from clap.train import train as run
 
     config = fill(PRESETS[preset], settings)
-    metrics = run(replace(config, model=fill(config.model, settings)), data, out)
+    metrics = run(replace(config, model=fill(config.model, settings)), data, out, given=settings)
     if not metrics:
         return  # one of several processes, of which the first one speaks
     print(json.dumps(metrics, indent=1)) if as_json else table(f"{out}", {**metrics, "run": out, "best": out / "best"})

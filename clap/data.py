@@ -237,22 +237,25 @@ def check_schema(shard: Path | str, schema: "pa.Schema") -> None:
 
 
 def fits(schema: "pa.Schema", name: str, kind: "pa.DataType") -> bool:
-    """Whether a column is absent or as it is published (integers and lists of text by any width)."""
+    """Whether a column is absent or as it is published (integers, texts and lists of text by any width)."""
     import pyarrow as pa
 
     if name not in schema.names:
         return True
     here = schema.field(name).type
-    if pa.types.is_list(kind):
+    if pa.types.is_large_list(kind):
         return pa.types.is_list(here) or pa.types.is_large_list(here)
-    return pa.types.is_integer(here) if kind == pa.int32() else here == kind or pa.types.is_large_string(here)
+    if pa.types.is_large_string(kind):
+        return here in (pa.string(), pa.string_view(), kind)
+    return pa.types.is_integer(here) if kind == pa.int32() else here == kind
 
 
 def _small() -> dict[str, "pa.DataType"]:
+    """The columns kept in memory; offsets of 32 bits would end at 2 GiB of text, the captions of some 44 M rows."""
     import pyarrow as pa
 
-    text = pa.list_(pa.string())
-    return {"id": pa.string(), "captions": text, "generated": text, "labels": text, "fold": pa.int32()}
+    text = pa.large_list(pa.large_string())
+    return {"id": pa.large_string(), "captions": text, "generated": text, "labels": text, "fold": pa.int32()}
 
 
 def decode(

@@ -5,10 +5,11 @@ in micro-batches (step.py) has no single forward pass to hook into, and parts wi
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -93,10 +94,24 @@ def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:
     if world.size == 1:
         return
     for kind in sorted({each.dtype for each in trained}, key=str):
-        gradients = [each.grad for each in trained if each.dtype == kind and each.grad is not None]
-        flat = world.mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
-        for gradient, mean in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+        average([each.grad for each in trained if each.dtype == kind and each.grad is not None], world)
+
+
+def average_statistics(norms: Iterable[nn.Module], world: World) -> None:
+    """Replace what batch norms learned of this process's share by the mean over the processes, in one exchange.
+
+    Those that stand still, or are synchronised, are left as they are.
+    """
+    moved = [norm for norm in norms if norm.training and not isinstance(norm, nn.SyncBatchNorm)]
+    if moved and world.size > 1:
+        average([cast(Tensor, each) for norm in moved for each in (norm.running_mean, norm.running_var)], world)
+
+
+def average(tensors: Sequence[Tensor], world: World) -> None:
+    """Replace tensors of one type by their means over the processes, in one exchange."""
+    flat = world.mean(torch.cat([each.reshape(-1) for each in tensors]))
+    for tensor, mean in zip(tensors, flat.split([each.numel() for each in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
 
 
 def choose_device(name: str) -> torch.device:

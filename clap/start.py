@@ -1,7 +1,9 @@
 """The model that a run starts from: a new one, or with --init a trained one in any format that CLAP reads."""
 
+from collections.abc import Collection
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from clap import convert, export
 from clap.config import ConfigError, ModelConfig, TrainConfig, for_loss, read
@@ -18,46 +20,63 @@ CHANGEABLE = frozenset(
 
 
 def start(config: TrainConfig, clips: Dataset) -> CLAP:
-    """The model before its first step; new parts are random, and a new tokenizer learns from the clips' captions."""
+    """The model of settings that are settled, before its first step.
+
+    New parts are random, and a new tokenizer learns from the clips' captions.
+    """
     if config.init:
-        found = load(config)
-        return refit(found, adopt(config, found.config), config.init)
-    model = CLAP.create(for_loss(config), clips.all_captions(config.texts))
+        return refit(load(config), config.model, config.init)
+    model = CLAP.create(config.model, clips.all_captions(config.texts))
     if config.init_audio:
         convert.init_audio(model.audio, config.init_audio)
     return model
 
 
-def settle(config: TrainConfig, checkpoint: Path | None) -> TrainConfig:
+def settle(config: TrainConfig, checkpoint: Path | None, given: Collection[str] = ()) -> TrainConfig:
     """The settings with those of the model that is really trained: of the run's checkpoint, or else of --init.
 
-    Call it before data are opened: rate, window and context of the model decide how they are read.
+    Call it before data are opened: rate, window and context of the model decide how they are read. ConfigError if
+    another model was asked for.
     """
     if checkpoint is not None:
-        return replace(config, model=read(ModelConfig, checkpoint / "config.json"))
+        found = read(ModelConfig, checkpoint / "config.json")
+        wanted = asked(for_loss(config), given)
+        if said := differences(found, {name: value for name, value in wanted.items() if name in given}):
+            run = checkpoint.parent.parent
+            raise ConfigError(f"{run} holds a run with other settings ({said}): repeat them, or give another --out")
+        return replace(config, model=found)
     if not config.init:
         return replace(config, model=for_loss(config))
     folder = locate(config.init)
     found = load(config).config if foreign(folder) else read(ModelConfig, folder / "config.json")
-    return replace(config, model=adopt(config, found))
+    return replace(config, model=adopt(config, found, given))
 
 
-def adopt(config: TrainConfig, found: ModelConfig) -> ModelConfig:
+def adopt(config: TrainConfig, found: ModelConfig, given: Collection[str]) -> ModelConfig:
     """The checkpoint's settings, with those of CHANGEABLE that were asked for, and the heads that the loss needs.
 
-    Asked for is what differs from ModelConfig's defaults. ConfigError if that is another model than the checkpoint's.
+    ConfigError if what was asked for is another model than the checkpoint's.
     """
-    settings = {each.name: getattr(config.model, each.name) for each in fields(ModelConfig)}
-    asked = {name: value for name, value in settings.items() if value != getattr(ModelConfig, name)}
-    other = {name: value for name, value in asked.items() if name not in CHANGEABLE and value != getattr(found, name)}
-    if other:
-        said = ", ".join(f"{name} is {getattr(found, name)!r}, not {value!r}" for name, value in other.items())
+    wanted = asked(config.model, given)
+    if said := differences(found, {name: value for name, value in wanted.items() if name not in CHANGEABLE}):
         raise ConfigError(
             f"{config.init} is another model than the settings ask for ({said}): leave them to it, as --preset "
             f"finetune does. What may differ: {', '.join(sorted(CHANGEABLE))}"
         )
-    kept = {name: value for name, value in asked.items() if name in CHANGEABLE}
+    kept = {name: value for name, value in wanted.items() if name in CHANGEABLE}
     return for_loss(replace(config, model=replace(found, **kept)))
+
+
+def asked(model: ModelConfig, given: Collection[str]) -> dict[str, Any]:
+    """The settings that differ from ModelConfig's defaults, and those of them that were `given`, by name."""
+    settings = {each.name: getattr(model, each.name) for each in fields(ModelConfig)}
+    return {name: value for name, value in settings.items() if name in given or value != getattr(ModelConfig, name)}
+
+
+def differences(found: ModelConfig, wanted: dict[str, Any]) -> str:
+    """What is not as wanted, for messages; "" if nothing is."""
+    pairs = [(name, getattr(found, name), value) for name, value in wanted.items()]
+    return ", ".join(f"{name} is {here!r}, not {value!r}" for name, here, value in pairs if here != value)
 
 
 def load(config: TrainConfig) -> CLAP:
@@ -76,16 +95,20 @@ def foreign(path: Path) -> bool:
 
 
 def refit(model: CLAP, config: ModelConfig, name: str) -> CLAP:
-    """The model with other CHANGEABLE settings; heads that it lacked are new, and so are the scales of a new bias."""
+    """The model with other CHANGEABLE settings; heads that it lacked are new, and so are the scales of a new bias.
+
+    Heads that it had, and that were asked to go, are left behind.
+    """
     if config == model.config:
         return model
     if config.text_context > model.config.text_context:
         check_context(model, config.text_context, name)
     made = CLAP(config, model.text.encoder, model.tokenizer)
-    tensors = model.state_dict()
+    places = made.state_dict()
+    tensors = {key: tensor for key, tensor in model.state_dict().items() if key in places}
     if config.logit_bias and not model.config.logit_bias:  # SigLIP's start: scale and bias belong together
         del tensors["log_scale_a"], tensors["log_scale_t"]
-    new = [key for key in made.state_dict() if key not in tensors]
+    new = [key for key in places if key not in tensors]
     convert.load(made, tensors, name, new)
     return made
 

@@ -5,7 +5,8 @@ A contrastive loss compares every pair with every other one, so micro-batches ca
 then each micro-batch is embedded once more, with a graph, to hand its gradient on (GradCache, Gao et al. 2021,
 arXiv:2101.06983): a third more time, the memory of one micro-batch, and the same gradient, as both passes draw the
 same random numbers. Batch norm alone sees micro-batches: it norms by the statistics of each, as it does by those of
-each process's share where many train; its running statistics move once for each.
+each process's share where many train on CPUs; its running statistics move once for each micro-batch, and after every
+step are the mean over the processes.
 
 Random numbers (dropout, SpecAugment) follow from (seed, step, process, micro-batch): none need be saved to resume.
 """
@@ -18,10 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from clap.config import TrainConfig
-from clap.distributed import World, average_gradients
+from clap.distributed import World, average_gradients, average_statistics
 from clap.heads import norms, train_mode
 from clap.loader import Batch
 from clap.loss import compute
@@ -35,10 +37,10 @@ def update(
     for group in optimizer.param_groups:
         group["lr"] = lr * group["factor"]
     train_mode(model, config)
-    world.share(*norms(model))
     optimizer.zero_grad()
     loss = gradients(model, batch, config, seed=(config.seed, step, world.rank))
     average_gradients(model.parameters(), world)
+    average_statistics(norms(model), world)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
     optimizer.step()
     model.clamp_scales()
@@ -126,7 +128,7 @@ def parameter_groups(model: CLAP, config: TrainConfig) -> list[dict[str, Any]]:
 def prepare(model: CLAP, config: TrainConfig, world: World) -> None:
     """Make the towers recompute, compile, and norm over all processes, as the settings say and the device can."""
     if world.size > 1 and world.device.type == "cuda":
-        model.audio = nn.SyncBatchNorm.convert_sync_batchnorm(model.audio)
+        synchronise(model.audio)
     if config.recompute:
         for block in [*blocks(model.audio), *blocks(model.text)]:
             again = partial(twice, block)
@@ -134,6 +136,18 @@ def prepare(model: CLAP, config: TrainConfig, world: World) -> None:
     if config.compile:
         model.audio.compile()
         model.text.encoder.compile(dynamic=True)  # captions differ in length from batch to batch
+
+
+def synchronise(module: nn.Module) -> None:
+    """Let batch norms norm over all processes, but not fusion's.
+
+    A process whose share has no longer clip never comes there, and the others would wait for it.
+    """
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            setattr(module, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+        elif name not in ("fusion_model", "mel_conv1d", "mel_conv2d"):
+            synchronise(child)
 
 
 def twice(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -9,7 +9,7 @@ Every process runs this loop on its share of every batch; the first one alone wr
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from threading import current_thread, main_thread
@@ -36,8 +36,13 @@ class TrainError(ClapError):
     """Training cannot go on; the message says what to do."""
 
 
-def train(config: TrainConfig, data: str | Sequence[str], out: str | Path) -> dict[str, float]:
+def train(
+    config: TrainConfig, data: str | Sequence[str], out: str | Path, given: Collection[str] = ()
+) -> dict[str, float]:
     """Train on datasets (folders or Hub ids, each with ":WEIGHT" if wanted) into `out`; return its latest metrics.
+
+    With `init` the model's settings are the checkpoint's: of `config.model` hold those that differ from ModelConfig's
+    defaults, and those that are `given` by name; what the checkpoint cannot become is a ConfigError.
 
     A folder that holds a run continues it, with the same batches in any number of processes, and, on a CPU and in as
     many as before, the same weights as an uninterrupted one. Raises ConfigError for other settings or data than that
@@ -48,7 +53,7 @@ def train(config: TrainConfig, data: str | Sequence[str], out: str | Path) -> di
     with join(config.device) as world, checkpoint.lock(run) if world.first else nullcontext(True) as mine:
         if not mine:
             raise TrainError(f"another process trains in {run}: wait for it, or give another --out")
-        asked, config = config, settle(config, checkpoint.newest(run))
+        asked, config = config, settle(config, checkpoint.newest(run), given)
         clips = open_split(names, config.split, config.folds, config.model.sample_rate)
         held_out = validation(config, names)
         if world.first:

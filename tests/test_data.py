@@ -7,6 +7,7 @@ from fractions import Fraction
 import fsspec
 import numpy as np
 import pairs
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
@@ -211,6 +212,33 @@ def test_only_id_audio_and_captions_are_needed(tmp_path):
     path = tmp_path / "data/train-00000-of-00001.parquet"
     pq.write_table(pq.read_table(path).select(["captions", "id", "audio"]), path)
     assert opened(name).rows["labels"].to_pylist() == [[], []]
+
+
+def test_texts_have_offsets_of_64_bits_for_32_end_at_44_million_captions(twenty):
+    texts = pa.large_list(pa.large_string())
+    assert opened(twenty).rows.schema.types == [pa.large_string(), texts, texts, texts, pa.int32()]
+
+
+@pytest.mark.parametrize("text", [pa.string(), pa.large_string(), pa.string_view()])
+@pytest.mark.parametrize("many", [pa.list_, pa.large_list])
+def test_texts_of_any_width_are_the_same_data(twenty, tmp_path, text, many):
+    pairs.write(tmp_path, pairs.tones(20), shards=2)
+    for path in (tmp_path / "data").iterdir():
+        texts = {"id": text} | dict.fromkeys(("captions", "generated", "labels"), many(text))
+        pq.write_table(pq.read_table(path).cast(pa.schema(pairs.SCHEMA | texts)), path, 5)
+    wide, usual = opened(str(tmp_path)), opened(twenty)
+    assert wide.rows.equals(usual.rows) and wide.fingerprint() == usual.fingerprint()
+    narrow = wide.rows.cast(pa.schema({name: pairs.SCHEMA[name] for name in wide.rows.column_names}))
+    assert replace(wide, rows=narrow).fingerprint() == wide.fingerprint()  # or no run would go on
+
+
+def test_text_that_is_no_text_is_told(tmp_path):
+    name = pairs.write(tmp_path, pairs.tones(2))
+    path = tmp_path / "data/train-00000-of-00001.parquet"
+    rows = pq.read_table(path)
+    pq.write_table(rows.set_column(0, "id", pa.array([1, 2])), path)
+    with pytest.raises(DataError, match="lacks id of the published type"):
+        opened(name)
 
 
 def test_a_missing_shard_is_noticed(twenty, tmp_path):

@@ -14,9 +14,14 @@ import soundfile
 import torch
 from conftest import ROOT, cli
 from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoTokenizer
 
 from clap import checkpoint
 from clap.config import ModelConfig, TrainConfig
+from clap.data import open_split
+from clap.fusion import normalise
+from clap.loader import Loader
 from clap.log import read
 from clap.text import scratch
 
@@ -28,12 +33,12 @@ CONFIG = replace(
 )
 
 
-def arguments(data, run, *more) -> list[str]:
-    """The command line of CONFIG, with a text tower without dropout."""
-    line = ["train", "--data", data, "--out", run, "--preset", "tiny", *more]
-    for kind, config in ((TrainConfig, CONFIG), (ModelConfig, replace(MODEL, text=str(Path(data) / "text")))):
+def arguments(data, run, config=CONFIG) -> list[str]:
+    """The command line of a config, with a text tower without dropout."""
+    line = ["train", "--data", data, "--out", run, "--preset", "tiny"]
+    for kind, settings in ((TrainConfig, config), (ModelConfig, replace(MODEL, text=str(Path(data) / "text")))):
         for each in fields(kind):
-            value = getattr(config, each.name)
+            value = getattr(settings, each.name)
             if each.metadata and value not in ((), ""):
                 flag = "--" + each.name.replace("_", "-")
                 if isinstance(value, bool):
@@ -43,10 +48,16 @@ def arguments(data, run, *more) -> list[str]:
     return [str(each) for each in line]
 
 
-def two(data, run) -> subprocess.Popen:
+def two(data, run, config=CONFIG) -> subprocess.Popen:
     """The same command under torchrun, in two processes."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    return subprocess.Popen([*torchrun, str(ROOT / "cli.py"), *arguments(data, run)], stderr=subprocess.PIPE, text=True)
+    line = [*torchrun, str(ROOT / "cli.py"), *arguments(data, run, config)]
+    return subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process) -> None:
+    said = process.communicate(timeout=240)[1]
+    assert process.returncode == 0, said
 
 
 def duration(row) -> float:
@@ -79,12 +90,8 @@ def weights(run):
 
 @pytest.mark.slow
 def test_two_processes_give_the_weights_and_the_log_of_one(alone, data, tmp_path):
-    process = two(data, tmp_path / "run")
-    said = process.communicate(timeout=240)[1]
-    assert process.returncode == 0, said
-    ours, theirs = weights(tmp_path / "run"), weights(alone)
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=2e-5, msg=name)
+    finish(two(data, tmp_path / "run"))
+    torch.testing.assert_close(weights(tmp_path / "run"), weights(alone), rtol=1e-4, atol=2e-5)
     both = [read(run / "metrics.jsonl") for run in (alone, tmp_path / "run")]
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in both]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5) and len(losses[0]) == 8
@@ -101,5 +108,25 @@ def test_two_processes_that_are_stopped_save_and_one_goes_on(alone, data, tmp_pa
     assert process.returncode != 0
     assert int(checkpoint.newest(run).name[-8:]) < 15
     cli(*arguments(data, run))
-    for name, value in weights(alone).items():
-        torch.testing.assert_close(weights(run)[name], value, rtol=1e-4, atol=2e-5, msg=name)
+    torch.testing.assert_close(weights(run), weights(alone), rtol=1e-4, atol=2e-5)
+
+
+def statistics(data, config, rank, size):
+    """Those of the first batch norm, whose input no weight decides, after the shares that a process has of a run."""
+    norm, clips = nn.BatchNorm2d(MODEL.n_mels), open_split(data, "train", (), 48000)
+    tokenizer = AutoTokenizer.from_pretrained(Path(data) / "text")
+    for batch in Loader(clips, tokenizer, config, rank, size).batches():
+        normalise(norm, batch.audio)
+    return norm.running_mean, norm.running_var
+
+
+@pytest.mark.slow
+def test_statistics_of_batch_norms_are_the_mean_over_the_processes(data, tmp_path):
+    config = replace(CONFIG, freeze_norm=False, micro_batch=0, epochs=1)
+    run = tmp_path / "run"
+    finish(two(data, run, config))
+    whole = weights(run)
+    means, variances = zip(*(statistics(data, config, rank, 2) for rank in (0, 1)), strict=True)
+    torch.testing.assert_close(whole["audio.bn0.running_mean"], sum(means) / 2)
+    torch.testing.assert_close(whole["audio.bn0.running_mean"], statistics(data, config, 0, 1)[0])  # as of one process
+    torch.testing.assert_close(whole["audio.bn0.running_var"], sum(variances) / 2)

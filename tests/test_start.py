@@ -7,7 +7,9 @@ import pairs
 import pytest
 import torch
 from test_convert import laion_state, tokenizer, training_file  # noqa: F401
+from typer.testing import CliRunner
 
+import cli
 from clap import checkpoint, export
 from clap.config import ConfigError, ModelConfig, TrainConfig
 from clap.data import open_split
@@ -41,6 +43,10 @@ def asked(trained, **model):
     return TrainConfig(init=str(trained), model=ModelConfig(**model), batch_size=4)
 
 
+def begun(config, clips, given=()):
+    return start(settle(config, None, given), clips)
+
+
 def same(a, b):
     return np.array_equal(a.embed_audio(SOUND), b.embed_audio(SOUND)) and np.array_equal(
         a.embed_text(CAPTIONS), b.embed_text(CAPTIONS)
@@ -51,7 +57,6 @@ def test_the_model_is_the_checkpoints_whatever_the_defaults(trained, clips):
     config = settle(asked(trained), None)
     assert config.model == pairs.SMALL.model and config.batch_size == 4
     assert same(start(config, clips), CLAP.from_pretrained(trained))
-    assert same(start(asked(trained), clips), CLAP.from_pretrained(trained))
 
 
 def test_settings_that_move_no_weight_may_be_changed(trained, clips):
@@ -63,38 +68,84 @@ def test_settings_that_move_no_weight_may_be_changed(trained, clips):
     assert same(model, CLAP.from_pretrained(trained))
 
 
-def test_another_architecture_is_refused_with_what_differs(trained, clips):
+def test_another_architecture_is_refused_with_what_differs(trained):
     config = asked(trained, dim=8, n_mels=32, audio="pann", hop=960)
     with pytest.raises(ConfigError, match=r"\(hop is 480, not 960, dim is 16, not 8\): .*finetune.*time_mask"):
         settle(config, None)
-    with pytest.raises(ConfigError, match="is another model"):
-        start(config, clips)
 
 
 def test_more_tokens_than_the_tower_has_places_for_are_refused(trained, clips):
-    assert start(asked(trained, text_context=76), clips).config.text_context == 76
+    assert begun(asked(trained, text_context=76), clips).config.text_context == 76
     with pytest.raises(ConfigError, match=r"text_context is 78, the text tower of .* reads 77 tokens: lower it"):
-        start(asked(trained, text_context=78), clips)
+        begun(asked(trained, text_context=78), clips)
 
 
 def test_a_loss_brings_new_heads_and_siglips_scale_beside_a_new_bias(trained, clips):
-    mlp = start(replace(asked(trained), loss="mlp"), clips)
+    mlp = begun(replace(asked(trained), loss="mlp"), clips)
     assert mlp.audio_transform is not None and mlp.log_scale_a == 3.0 and same(mlp, CLAP.from_pretrained(trained))
-    sigmoid = start(replace(asked(trained), loss="sigmoid"), clips)
+    sigmoid = begun(replace(asked(trained), loss="sigmoid"), clips)
     assert sigmoid.logit_bias == -10 and sigmoid.log_scale_a.exp().item() == pytest.approx(10)
     assert same(sigmoid, CLAP.from_pretrained(trained))
 
 
 def test_heads_that_the_checkpoint_has_stay(trained, clips, tmp_path):
-    mlp = start(replace(asked(trained), loss="mlp"), clips)
+    mlp = begun(replace(asked(trained), loss="mlp"), clips)
     mlp.save_pretrained(tmp_path / "mlp")
-    model = start(asked(tmp_path / "mlp"), clips)
+    model = begun(asked(tmp_path / "mlp"), clips)
     assert torch.equal(model.audio_transform[0].weight, mlp.audio_transform[0].weight)
 
 
 def test_a_run_that_goes_on_has_its_own_checkpoints_settings(trained, tmp_path):
     config = settle(asked(tmp_path / "gone"), checkpoint.newest(trained))
     assert config.model == pairs.SMALL.model and config.init
+
+
+def test_a_flag_that_is_the_usual_value_holds_too(clips, tmp_path):
+    padded = replace(pairs.SMALL.model, filling="pad")
+    CLAP.create(padded, CAPTIONS).save_pretrained(tmp_path / "padded")
+    config = asked(tmp_path / "padded")
+    assert settle(config, None).model == padded
+    assert settle(config, None, ["filling", "lr"]).model == replace(padded, filling="repeatpad")
+    assert begun(config, clips, ["filling"]).config.filling == "repeatpad"
+    with pytest.raises(ConfigError, match=r"another model than the settings ask for \(audio is 'pann', not 'htsat'\)"):
+        settle(config, None, ["audio"])
+
+
+def test_a_head_that_is_asked_to_go_is_left_behind_unless_the_loss_needs_it(trained, clips, tmp_path):
+    begun(replace(asked(trained), loss="mlp"), clips).save_pretrained(tmp_path / "mlp")
+    config = asked(tmp_path / "mlp")
+    model = begun(config, clips, ["transforms"])
+    assert model.audio_transform is None and same(model, CLAP.from_pretrained(trained))
+    needing = settle(replace(config, loss="mlp"), None, ["transforms"])
+    assert needing.model.transforms and settle(needing, tmp_path / "mlp", ["transforms"]) == needing
+
+
+@pytest.fixture
+def line(tmp_path):
+    """Run the command line of a run from a model that fills with silence, with these flags."""
+    data = pairs.write(tmp_path / "data", pairs.tones(6))
+    CLAP.create(replace(pairs.SMALL.model, filling="pad"), CAPTIONS).save_pretrained(tmp_path / "padded")
+    given = f"--batch-size 3 --epochs 1 --device cpu --init {tmp_path / 'padded'} --out {tmp_path / 'run'}".split()
+    return lambda *flags: CliRunner().invoke(cli.app, ["train", "--data", data, *given, *flags])
+
+
+def filling(run):
+    return CLAP.from_pretrained(run).config.filling
+
+
+def test_the_command_line_keeps_to_flags_that_are_usual_values(line, tmp_path):
+    refused = line("--audio", "htsat")
+    assert refused.exit_code == 1 and "(audio is 'pann', not 'htsat')" in refused.stderr
+    for _ in ("begun", "done"):
+        assert line("--filling", "repeatpad").exit_code == 0 and filling(tmp_path / "run") == "repeatpad"
+
+
+def test_a_run_does_not_go_on_with_a_flag_that_it_was_begun_without(line, tmp_path):
+    assert line().exit_code == 0 and filling(tmp_path / "run") == "pad"
+    refused = line("--filling", "repeatpad")
+    assert refused.exit_code == 1 and filling(tmp_path / "run") == "pad"
+    assert "run holds a run with other settings (filling is 'pad', not 'repeatpad')" in refused.stderr
+    assert line().exit_code == 0
 
 
 def test_without_init_the_model_is_new_with_the_heads_of_its_loss(clips):

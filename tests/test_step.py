@@ -7,6 +7,7 @@ import pairs
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from clap.config import ModelConfig, TrainConfig, for_loss
 from clap.data import open_split
@@ -141,3 +142,15 @@ def test_compiled_towers_give_the_same_gradient(batch):
         gradients(model, batch, config, SEED)
     torch.testing.assert_close(gradient(compiled), gradient(plain), rtol=1e-3, atol=1e-5)
     assert np.isfinite(gradient(plain)).all()
+
+
+@pytest.mark.parametrize("audio", [CONFIG.model, HTSAT], ids=["pann", "htsat"])
+@pytest.mark.parametrize("fusion", ["none", "aff_1d", "aff_2d"])
+def test_on_several_gpus_batch_norms_are_synchronised_but_those_that_only_longer_clips_reach(audio, fusion):
+    model = model_of(replace(CONFIG, model=replace(audio, fusion=fusion)))
+    prepare(model, CONFIG, World(torch.device("cuda"), size=2))
+    assert isinstance(model.audio.bn0, nn.SyncBatchNorm)
+    for name, norm in model.audio.named_modules():
+        if isinstance(norm, _BatchNorm):
+            apart = "fusion_model." in name or "mel_conv" in name
+            assert isinstance(norm, nn.SyncBatchNorm) is not apart, name
