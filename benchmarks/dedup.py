@@ -29,6 +29,7 @@ import soxr
 from pipelines.clip import Clip, write_clips
 from pipelines.dedup import SOUNDING, Dedup
 from pipelines.fingerprint import EDGE, HOP, PRINT_RATE, fingerprint
+from pipelines.resample import voice
 
 RATE = 48_000
 LAION = 633_526  # clips of LAION-Audio-630K, 25 s each on average
@@ -134,9 +135,7 @@ def load(path: Path) -> np.ndarray:
 
 def take(wave: np.ndarray) -> bytes:
     """The fingerprint of a waveform at 48 kHz, as `resample` takes it."""
-    thin = soxr.ResampleStream(RATE, PRINT_RATE, 1, dtype="float32", quality="MQ")
-    blocks = [thin.resample_chunk(wave[start : start + RATE]) for start in range(0, len(wave), RATE)]
-    return fingerprint(np.concatenate([*blocks, thin.resample_chunk(np.zeros(0, np.float32), last=True)]))
+    return fingerprint(voice(iter([wave[start : start + RATE] for start in range(0, len(wave), RATE)])))
 
 
 def cost(waves: dict[str, np.ndarray]) -> None:

@@ -54,11 +54,10 @@ class World:
             value /= self.size
         return value
 
-    def share(self, *modules: nn.Module) -> None:
-        """Give every process the first one's parameters and buffers of modules."""
-        for each in modules if self.size > 1 else ():
-            for tensor in [*each.parameters(), *each.buffers()]:
-                dist.broadcast(tensor.data, 0)
+    def share(self, module: nn.Module) -> None:
+        """Give every process the first one's parameters and buffers of a module."""
+        for tensor in [*module.parameters(), *module.buffers()] if self.size > 1 else ():
+            dist.broadcast(tensor.data, 0)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def quantise(waveform: Tensor) -> Tensor:
 
     Lowers every non-zero sample of decoded 16-bit audio by one step; LAION's checkpoints were trained so.
     """
-    return (waveform.clamp(-1, 1) * LOUDEST).trunc() / LOUDEST
+    return waveform.clamp(-1, 1).mul_(LOUDEST).trunc_().div_(LOUDEST)
 
 
 class Mels(NamedTuple):
@@ -38,7 +38,7 @@ class Mels(NamedTuple):
 
 
 class LogMel(nn.Module):
-    """Waveform (batch, samples) > log-mel (batch, 1, frames, mels) in dB, frames = samples // hop + 1.
+    """Waveform (batch, samples) > log-mel (batch, 1, frames, mels) in dB, frames = samples // hop + 1 (n_fft even).
 
     Takes float32 in [-1, 1], or int16, which is scaled by 1/32768; `int16_quantize` passes both through `quantise`.
     Silence is -100 dB (the power's floor is 1e-10; no upper reference and no top_db). The sums run in float32
@@ -89,7 +89,7 @@ class LogMel(nn.Module):
         self.register_buffer("filterbank", torch.from_numpy(filters), persistent=False)  # (mels, n_fft // 2 + 1)
 
     def forward(self, waveform: Tensor, frames: Tensor | None = None) -> Tensor:
-        """All frames, or only those with these numbers, (n,), of which nothing but their own windows is touched.
+        """All frames, or only those with these numbers, (n,): no other frame's spectrum is made.
 
         Raise SizeError for a clip too short to be mirrored at its ends (n_fft // 2 samples or fewer).
         """
@@ -198,7 +198,7 @@ def fuse(
 
 def window_frames(config: ModelConfig) -> int:
     """Frames of the window that the model sees."""
-    return config.n_samples // config.hop + 1
+    return (config.n_samples - config.n_fft % 2) // config.hop + 1
 
 
 def neighbours(n_frames: int, chunk: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -68,7 +68,7 @@ def adopt(config: TrainConfig, found: ModelConfig, given: Collection[str]) -> Mo
 
 
 def asked(model: ModelConfig, given: Collection[str]) -> dict[str, Any]:
-    """The settings that differ from ModelConfig's defaults, and those of them that were `given`, by name."""
+    """The settings that differ from ModelConfig's defaults or were `given`, whatever their value, by name."""
     settings = {each.name: getattr(model, each.name) for each in fields(ModelConfig)}
     return {name: value for name, value in settings.items() if name in given or value != getattr(ModelConfig, name)}
 

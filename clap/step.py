@@ -5,8 +5,8 @@ A contrastive loss compares every pair with every other one, so micro-batches ca
 then each micro-batch is embedded once more, with a graph, to hand its gradient on (GradCache, Gao et al. 2021,
 arXiv:2101.06983): a third more time, the memory of one micro-batch, and the same gradient, as both passes draw the
 same random numbers. Batch norm alone sees micro-batches: it norms by the statistics of each, as it does by those of
-each process's share where many train on CPUs; its running statistics move once for each micro-batch, and after every
-step are the mean over the processes.
+each process's share where many train on CPUs (fusion's on GPUs, too); its running statistics move once for each
+micro-batch, and after every step are the mean over the processes.
 
 Random numbers (dropout, SpecAugment) follow from (seed, step, process, micro-batch): none need be saved to resume.
 """

@@ -63,7 +63,7 @@ def band_power(waveform: np.ndarray) -> np.ndarray:
     """Mean square of a waveform in every band, (frames, 33) float32."""
     from scipy.fft import rfft  # numpy's would go through float64
 
-    waveform = np.pad(waveform, (0, max(0, WINDOW - len(waveform))))
+    waveform = np.pad(np.asarray(waveform, np.float32), (0, max(0, WINDOW - len(waveform))))
     frames = np.lib.stride_tricks.sliding_window_view(waveform, WINDOW)[::HOP]
     window = sine()
     power = np.empty((len(frames), len(BANDS) - 1), np.float32)

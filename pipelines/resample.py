@@ -3,7 +3,8 @@
 A recording streams through in blocks of one second, so that a two-hour file takes no more memory than a short one.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfileobj
@@ -57,10 +58,10 @@ def resample(clip: Clip, pack: BinaryIO, raw: Path) -> Clip:
     folder = str(Path(pack.name).parent)
     with open_audio(source(clip, raw), clip.start, clip.end) as stream, Spool(SPOOL, dir=folder) as flac:
         meter = Meter(stream.sample_rate)
-        blocks = encoded(converted(measured(stream, meter), stream.sample_rate, SAMPLE_RATE), flac)
-        heard = fingerprint(voice(blocks))
-        for _ in blocks:  # what the fingerprint does not need
-            pass
+        with closing(encoded(converted(measured(stream, meter), stream.sample_rate, SAMPLE_RATE), flac)) as blocks:
+            heard = fingerprint(voice(blocks))
+            for _ in blocks:  # what the fingerprint does not need
+                pass
         offset = pack.tell()
         flac.seek(0)
         copyfileobj(flac, pack, BLOCK)
@@ -159,7 +160,7 @@ def to_int16(block: np.ndarray) -> np.ndarray:
     return scaled.astype(np.int16)
 
 
-def encoded(blocks: Iterable[np.ndarray], flac: Spool) -> Iterator[np.ndarray]:
+def encoded(blocks: Iterable[np.ndarray], flac: Spool) -> Generator[np.ndarray]:
     """The same float32 blocks at 48 kHz, each once it is written as 16-bit FLAC; the file is whole after the last.
 
     A write that fails is never the clip's fault: it ends the run.

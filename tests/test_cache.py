@@ -138,6 +138,15 @@ def test_a_fused_model_hears_the_same_whole_and_parts(data, tmp_path):
             assert a.dtype == torch.float16 and torch.allclose(a.float(), b, atol=0.08)
 
 
+def test_a_transform_of_odd_length_has_as_many_frames_in_the_cache_as_in_the_model(data, tmp_path):
+    for model in (replace(PLAIN, n_fft=1023), replace(FUSED, n_fft=1023)):
+        found, log_mel = built(data, tmp_path, model), front_end(model)
+        for row, id in enumerate(data.rows["id"].to_pylist()):
+            if id != "empty":
+                heard = crop(found[row], model, np.random.default_rng(5))
+                assert heard.whole.shape == mels_for([sounds()[id]], model, log_mel=log_mel).whole.shape
+
+
 def test_a_fused_model_hears_a_clip_rolled_as_a_whole(data, tmp_path):
     found, ids = built(data, tmp_path, FUSED), data.rows["id"].to_pylist()
     mel = np.array(found[ids.index("long")])

@@ -1,6 +1,7 @@
 """Resample: any recording becomes 48 kHz mono 16-bit FLAC with true facts."""
 
 import errno
+import gc
 import hashlib
 import io
 import os
@@ -21,7 +22,7 @@ from pipelines.decode import open_audio
 from pipelines.disk import BuildError
 from pipelines.fingerprint import fingerprint
 from pipelines.local import to_location
-from pipelines.resample import resample
+from pipelines.resample import Resample, resample
 
 
 def taken(path: Path, tmp_path: Path, **fields: float) -> tuple[Clip, np.ndarray]:
@@ -300,6 +301,33 @@ def test_a_fingerprint_survives_another_format_rate_and_gain_and_tells_sounds_ap
 
 def test_a_clip_shorter_than_a_fingerprint_window_still_has_one():
     assert len(fingerprint(np.ones(10, np.float32))) == 4
+
+
+def test_a_fingerprint_of_doubles_is_that_of_floats():
+    wave = np.random.default_rng(0).normal(0, 0.1, 40_000).astype(np.float32)
+    assert fingerprint(wave.astype(np.float64)) == fingerprint(wave) != bytes(len(fingerprint(wave)))
+
+
+def test_a_start_of_120_seconds_is_the_fingerprint_of_a_longer_clip(tmp_path):
+    wave = np.random.default_rng(0).normal(0, 0.1, 122 * 8_000)
+    for name, length in {"whole": 122, "start": 120}.items():
+        soundfile.write(tmp_path / f"{name}.wav", wave[: length * 8_000], 8_000)
+    whole, start = (taken(tmp_path / f"{name}.wav", tmp_path)[0].fingerprint for name in ("whole", "start"))
+    assert len(whole) == len(start) and distance(whole, start) < 0.001
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_memory_that_runs_out_behind_the_encoder_leaves_nothing_open(tmp_path, monkeypatch):
+    def starved(waveform):
+        raise MemoryError
+
+    monkeypatch.setattr("pipelines.resample.fingerprint", starved)
+    monkeypatch.setattr("pipelines.resample.PRINT_SECONDS", 1)
+    path = write(tmp_path / "a.wav", 3.0)
+    with (tmp_path / "a.pack").open("wb") as pack:
+        (clip,) = Resample()([Clip("a/1", "a", to_location(path))], pack, tmp_path / "raw")
+    gc.collect()  # what is open still would write into a closed file
+    assert clip.reason == "decoder-crashed"
 
 
 @pytest.mark.parametrize("name", ["flac", "wav"])
