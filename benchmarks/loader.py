@@ -13,11 +13,13 @@ tokenizer is a stand-in that costs nothing, ours is real. torchaudio.load goes t
 "waveform" ends at a batch of waveforms, which is what both loaders give a plain model. "mel" goes on to the log-mels,
 that both models make of them on their device: theirs with torchlibrosa, ours with clap.features, here on the CPU.
 "fusion" ends at the four mels of every clip, which their loader makes. With the cache ours ends at mels in both.
+"decoding" is whole clips from FLAC to 16 bits and nothing else: no loader that hears them whole can be faster.
 One process, one thread, each in turn, CPU seconds of all threads; the median of the turns.
 """
 
 import argparse
 import csv
+import io
 import shutil
 import statistics
 import subprocess
@@ -48,7 +50,8 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'clips':>6} {'end':>9} {'theirs':>8} {'ours':>8} {'ratio':>6} {'cached':>8} {'ratio':>6} {'building':>9}")
+    print(f"{'clips':>6} {'end':>9} {'theirs':>8} {'ours':>8} {'ratio':>6} {'cached':>8} {'ratio':>6}", end=" ")
+    print(f"{'decoding':>8} {'ratio':>6} {'building':>9}")
     for seconds, n in CLIPS.items():
         folder = given.out.resolve() / f"{seconds}s"
         prepare(given.data.resolve(), folder, seconds, n)
@@ -57,10 +60,12 @@ def main() -> None:
                 "theirs": theirs(folder, end),
                 "ours": ours(folder, end, "none"),
                 "cached": ours(folder, end, "mel"),
+                "decoding": decoding(folder),
             }
             found = {name: measured(way, given.turns) for name, way in ways.items()}
             told = [f"{found['theirs']:8.1f}", f"{found['ours']:8.1f}", f"{found['ours'] / found['theirs']:6.1f}"]
             told += [f"{found['cached']:8.0f}", f"{found['cached'] / found['theirs']:6.0f}"]
+            told += [f"{found['decoding']:8.1f}", f"{found['decoding'] / found['theirs']:6.1f}"]
             print(f"{seconds:>4} s {end:>9} {' '.join(told)} {building(folder, end):9.1f}", flush=True)
 
 
@@ -175,6 +180,20 @@ def asked(folder: Path, end: str, cache: str) -> Any:
     return TrainConfig(
         model, batch_size=BATCH, epochs=epochs, workers=1, cache=cache, cache_dir=str(folder / "cache"), device="cpu"
     )
+
+
+def decoding(folder: Path) -> Callable[[], int]:
+    """libsndfile alone, from memory."""
+    from pyarrow import parquet
+
+    cells = parquet.read_table(folder / "ours" / "dataset" / "data", columns=["audio"])["audio"].to_pylist()
+
+    def read() -> int:
+        for cell in cells:
+            soundfile.read(io.BytesIO(cell["bytes"]), dtype="int16")
+        return len(cells)
+
+    return read
 
 
 def building(folder: Path, end: str) -> float:
