@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from clap.config import ClapError
+
 WEIGHTS = "model.safetensors"
 
 
@@ -24,6 +26,8 @@ def write(run: Path, step: int, fill: Callable[[Path], None]) -> None:
 def place(folder: Path, fill: Callable[[Path], None]) -> None:
     """Fill a folder beside it and rename. Into one that is there the files are moved, model.safetensors last."""
     final = folder.resolve()
+    if (final / "checkpoints").is_dir() or (final / "trainer.pt").exists():
+        raise ClapError(f"{folder} holds a run, or a checkpoint that it goes on from: give another folder")
     temporary = final.with_name(f".{final.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

@@ -273,7 +273,9 @@ def decode(
             if (file.samplerate, file.channels) != (sample_rate, 1):
                 raise DataError(
                     f"{where}: {file.samplerate} Hz, {file.channels} channels, the model expects "
-                    f"{sample_rate} Hz mono: train with --sample-rate {file.samplerate}, or build the dataset again"
+                    f"{sample_rate} Hz mono: "
+                    + (f"train with --sample-rate {file.samplerate}, or " if file.channels == 1 else "")
+                    + "build the dataset again"
                 )
             wanted = min(n_samples or file.frames, file.frames)
             spare = file.frames - wanted

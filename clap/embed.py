@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,11 @@ import numpy as np
 import torch
 
 from clap.checkpoint import atomic
-from clap.data import DataError, Dataset, decode, read_group
+from clap.data import DataError, Dataset, Undecodable, decode, read_group
 
 if TYPE_CHECKING:
     from clap.model import CLAP
+    from clap.systems import System
 
 logger = logging.getLogger(__name__)
 SOUNDS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64"}
@@ -144,15 +146,52 @@ def find(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
+def some(sounds: Any, rows: np.ndarray) -> Any:
+    """These rows of a dataset, or these of a list of files."""
+    if isinstance(sounds, Dataset):
+        return replace(sounds, rows=sounds.rows.take(rows), group=sounds.group[rows], offset=sounds.offset[rows])
+    return [sounds[row] for row in rows]
+
+
+def embed_some(model: "System", sounds: Any, truncation: str = "auto") -> tuple[np.ndarray, dict[int, str]]:
+    """(n, dim) embeddings of the files, or rows of a Dataset, that decode, and {place among all: why} of the others.
+
+    A batch with a broken clip is halved until the clip is alone.
+    """
+    try:
+        found = model.embed_audio(sounds, truncation=truncation)
+        odd = np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist()
+        return np.delete(found, odd, axis=0), dict.fromkeys(odd, "the model's embedding of it is not finite")
+    except DataError as error:
+        if isinstance(sounds, Dataset) and not isinstance(error, Undecodable):
+            raise  # a shard that cannot be read (a network that is down) is no fault of its clips
+        if len(sounds) == 1:
+            return np.empty((0, 0), np.float32), {0: str(error)}
+    half = len(sounds) // 2
+    first, broken = embed_some(model, some(sounds, np.arange(half)), truncation)
+    second, others = embed_some(model, some(sounds, np.arange(half, len(sounds))), truncation)
+    whole = [found for found in (first, second) if len(found)]
+    return np.concatenate(whole or [first]), broken | {half + clip: why for clip, why in others.items()}
+
+
 def embed_files(
     model: "CLAP", paths: Sequence[str | Path], out: str | Path, truncation: str = "auto", batch_size: int = 32
 ) -> int:
     """Embed files and folders into `out`, a .npz of `files` (n,) and `embeddings` (n, dim); returns n.
 
-    The file is written beside and renamed: one that is there is whole.
+    A file that does not decode is left out, with a warning; DataError if all are. `out` is written beside and renamed:
+    one that is there is whole.
     """
-    files, out = find(paths), Path(out)
-    embeddings = model.embed_audio(files, truncation=truncation, batch_size=batch_size)
-    with atomic(out) as temporary, temporary.open("wb") as handle:
-        np.savez(handle, files=np.array([str(path) for path in files]), embeddings=embeddings)
+    every, files, embeddings = find(paths), [], []
+    for start in range(0, len(every), batch_size):
+        part = every[start : start + batch_size]
+        found, broken = embed_some(model, part, truncation)
+        for why in broken.values():
+            logger.warning("left out: %s", why)
+        files += [str(path) for i, path in enumerate(part) if i not in broken]
+        embeddings += [found] if len(found) else []
+    if not files:
+        raise DataError("not one of these sounds decodes")
+    with atomic(Path(out)) as temporary, temporary.open("wb") as handle:
+        np.savez(handle, files=np.array(files), embeddings=np.concatenate(embeddings))
     return len(files)

@@ -68,7 +68,7 @@ class LogMel(nn.Module):
         if scale not in ("slaney", "htk"):
             raise ValueError(f"LogMel: unknown mel scale {scale!r}: use 'slaney' or 'htk'")
         if not 0 <= fmin < fmax <= sample_rate / 2:
-            raise SizeError(f"LogMel: mel bands from {fmin} to {fmax} Hz: {sample_rate} Hz audio ends at half its rate")
+            raise SizeError(f"LogMel: mel bands from {fmin} to {fmax} Hz: --fmax may be {sample_rate / 2} at most")
         if not 0 <= win <= n_fft:
             raise SizeError(f"LogMel: a window of {win} samples: n_fft {n_fft} must hold it")
         from librosa.filters import mel

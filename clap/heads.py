@@ -75,6 +75,7 @@ def under(model: nn.Module, prefix: str) -> list[nn.Parameter]:
     """The parameters of the part of that name, such as audio.layers.0; ConfigError if there is none."""
     found = {name: parameter for name, parameter in model.named_parameters() if f"{name}.".startswith(f"{prefix}.")}
     if not found:
-        known = dict.fromkeys(".".join(name.split(".")[:2]) for name, _ in model.named_parameters())
+        depth = max(2, prefix.count(".") + 1)
+        known = dict.fromkeys(".".join(name.split(".")[:depth]) for name, _ in model.named_parameters())
         raise ConfigError(f"freeze {prefix!r}: no part of the model has that name. Such are {', '.join(known)}")
     return list(found.values())

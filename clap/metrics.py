@@ -83,7 +83,8 @@ def _query(clip: np.ndarray, rank: np.ndarray, averaged: dict[str, np.ndarray]) 
 
 def mean_recall(scores: dict[str, dict[str, float]]) -> float:
     """Mean of R@1, R@5 and R@10 over both directions: the number that chooses the best checkpoint."""
-    return float(np.mean([way[key] for way in scores.values() for key in ("R@1", "R@5", "R@10")]))
+    found = [way[key] for way in scores.values() for key in ("R@1", "R@5", "R@10")]
+    return round(float(np.mean(found)), 9)  # equal means are equal, in whatever order their terms were added
 
 
 def precision10(rank: np.ndarray, first: np.ndarray, capped: bool = True) -> np.ndarray:

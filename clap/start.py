@@ -1,7 +1,9 @@
 """The model that a run starts from: a new one, or with --init a trained one in any format that CLAP reads."""
 
+import logging
 from collections.abc import Collection
 from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,9 @@ from clap import convert, export
 from clap.config import ConfigError, ModelConfig, TrainConfig, for_loss, read
 from clap.data import Dataset
 from clap.model import CLAP, locate
+
+SOME, MANY = 1000, 0.3  # captions that are looked at; share of unknown words that is told
+logger = logging.getLogger(__name__)
 
 # What may differ from the checkpoint's: it moves no weight, nor what the model was trained to hear.
 CHANGEABLE = frozenset(
@@ -25,7 +30,9 @@ def start(config: TrainConfig, clips: Dataset) -> CLAP:
     New parts are random, and a new tokenizer learns from the clips' captions.
     """
     if config.init:
-        return refit(load(config), config.model, config.init)
+        model = refit(load(config), config.model, config.init)
+        warn_of_words(model, clips, config)
+        return model
     model = CLAP.create(config.model, clips.all_captions(config.texts))
     if config.init_audio:
         convert.init_audio(model.audio, config.init_audio)
@@ -111,6 +118,17 @@ def refit(model: CLAP, config: ModelConfig, name: str) -> CLAP:
     new = [key for key in places if key not in tensors]
     convert.load(made, tensors, name, new)
     return made
+
+
+def warn_of_words(model: CLAP, clips: Dataset, config: TrainConfig) -> None:
+    """Warn where a text tower from scratch does not know the words of the captions, which it reads as padding."""
+    captions = list(islice(clips.all_captions(config.texts), SOME))
+    words = [word for each in model.tokenizer(captions, add_special_tokens=False)["input_ids"] for word in each]
+    if (unknown := words.count(model.tokenizer.pad_token_id)) > MANY * len(words):
+        logger.warning(
+            "%s does not know %.0f %% of the captions' words, and does not learn them: train without --init",
+            config.init, 100 * unknown / len(words),
+        )  # fmt: skip
 
 
 def check_context(model: CLAP, context: int, name: str) -> None:

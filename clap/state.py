@@ -76,7 +76,7 @@ def save(state: State, run: Path, config: TrainConfig, validated: bool) -> None:
 
 def point(state: State, run: Path, config: TrainConfig, validated: bool) -> None:
     """Let last and best name their checkpoints and delete old ones."""
-    best = [step for _, step in state.bests] if validated else []
+    best = [step for _, step in state.bests[: config.keep_best]] if validated else []
     checkpoint.link(run, "last", state.step)
     checkpoint.link(run, "best", best[0] if best else state.step)
     checkpoint.prune(run, config.keep, best)
@@ -124,7 +124,10 @@ def remember(
     }
     if checkpoint.newest(run) is None:
         return checkpoint.write_text(path, json.dumps(now, indent=2) + "\n")
-    old = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        old = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): restore it, or give another --out") from error
     before, after = (flat(each["train"]) for each in (old, now))
     usual = flat(to_dict(TrainConfig()))  # of a setting that the run's version did not have yet
     before = usual | before

@@ -18,9 +18,10 @@ from typing import Any
 from torch import Tensor
 
 from clap import cache, checkpoint, curves
-from clap.config import ClapError, ConfigError, TrainConfig, check, to_dict
+from clap.config import ClapError, ConfigError, ModelConfig, TrainConfig, check, to_dict
 from clap.data import Dataset, open_split
 from clap.distributed import World, join
+from clap.embed import waveforms
 from clap.evaluate import validate
 from clap.loader import Loader
 from clap.log import Log
@@ -61,12 +62,16 @@ def train(
         if config.cache == "mel" and world.local == 0:
             cache.build(clips, config)  # on every machine, as its folder may be its own
         world.wait()
+        if held_out and world.first:
+            hear(held_out, config.model)
         state = restore(run, config, world) or create(config, clips, world)
         loader = Loader(clips, state.model.tokenizer, config, world.rank, world.size)
         begun, total = state.step, config.epochs * len(loader)
         with open_log(run, config, begun, total, world) as log:
             if held_out is None:
                 log.say(f"no validation split ({config.validation_split!r}): no evaluation, best is last")
+            if config.warmup >= total:
+                log.say(f"the warm-up of {config.warmup} steps takes the whole run of {total}: lower --warmup")
             loop(state, config, loader, held_out, run, log, world)
         if world.first and (state.step > begun or not (run / "curves.png").exists()):
             curves.draw(run)
@@ -244,6 +249,13 @@ def validation(config: TrainConfig, names: list[str]) -> Dataset | None:
         return None
     # A dataset without such folds is trained on alone.
     return open_split(having, config.validation_split, config.validation_folds, config.model.sample_rate, every=False)
+
+
+def hear(held_out: Dataset, model: ModelConfig) -> None:
+    """Decode every validation clip: one that fails is told now, and not after an epoch, which would be lost."""
+    mode = "centre" if model.fusion == "none" else "fixed-thirds"
+    for _ in waveforms(held_out, model.sample_rate, model.sample_rate, model.n_samples, mode):
+        pass
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from pipelines.filter import Filter
 from pipelines.manifest import begun, manifest, planned, prepare
 from pipelines.page import write_page
 from pipelines.progress import Progress
-from pipelines.recipe import KEPT, begin, check, cores, describe, read_recipe, stale, tidy, unpublish
+from pipelines.recipe import KEPT, begin, check, cores, describe, read_recipe, refuse_moved, stale, tidy, unpublish
 from pipelines.report import write_report
 from pipelines.resample import Resample
 from pipelines.retry import Retry, try_again
@@ -75,7 +75,14 @@ def build_dataset(
         stages = pinned(stages, read_recipe(build))
         stages, lists = bind(stages, source.corpora(input, reading), build, source.card.get("exclude_evaluation", ()))
         recipe = describe(source, input, reading, stages, part_rows, limit)
-        redo = stale(build, recipe)
+        redo = stale(build, recipe, retry is not None)
+        if "manifest" not in redo:
+            refuse_moved(out, recipe)
+        if retry and "download" in redo:
+            raise BuildError(
+                f"{redo[0]} is not as {out} was built, so everything would be fetched again: give the settings and "
+                "the input of that build, or leave out --retry-rejected and --refresh"
+            )
         parts = None if "manifest" in redo else planned(build)
         clips = begun(source.clips(input, reading)) if parts is None else None  # before anything is cleared
         if redo or parts is None or not finished(out, last, parts):

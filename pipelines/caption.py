@@ -50,7 +50,7 @@ class Caption:
     min_coverage: float = setting(0.75, "share of the keywords that a sentence must express")
     max_invention: float = setting(0.2, "share of a sentence's content words that no keyword supports")
     shortest_captioned: float = setting(2.0, "shortest clip to write sentences for, in seconds")
-    debias: bool = setting(False, "write of persons and children, not of men, women, boys and girls")
+    debias: bool = setting(False, "generated sentences are of persons and children, not of men, women, boys and girls")
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():

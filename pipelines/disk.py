@@ -65,8 +65,9 @@ def remove(folder: Path) -> None:
 
 def sweep(build: Path) -> None:
     """Remove what killed processes left: in the build folder, beside it, and in the dataset beside it."""
-    dataset = build.parent / "dataset"
-    for leftover in [*build.rglob(".*.tmp"), *build.parent.glob(".*.tmp"), *dataset.rglob(".*.tmp")]:
+    out = build.parent
+    ours = [each for name in ("dataset", "report", "rejected") for each in out.glob(f".{name}*.tmp")]
+    for leftover in [*build.rglob(".*.tmp"), *ours, *(out / "dataset").rglob(".*.tmp")]:
         if leftover.is_dir():
             shutil.rmtree(leftover)
         else:

@@ -40,7 +40,7 @@ FINAL = {
     "license": "the licence is not among those allowed",
     "duplicate": "another clip has the same bytes or the same samples",
     "near-duplicate": "another clip has nearly the same sound",
-    "evaluation-overlap": "the clip belongs to an evaluation set",
+    "evaluation-overlap": "the clip belongs to an evaluation set, or is on the list of --exclude-ids",
     "low-score": "the caption fits the sound too badly",
 }
 

@@ -11,9 +11,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from pipelines.clip import read_clips
 from pipelines.disk import BuildError, remove, tree, write_text
 from pipelines.remote import list_remote
-from pipelines.run import Stage, name_of
+from pipelines.run import Stage, name_of, part_path
 from pipelines.setting import settings
 from pipelines.sources import Reading, Source
 
@@ -51,8 +52,9 @@ def describe(
     source: Source, input: Path | str, reading: Reading, stages: Sequence[Stage], part_rows: int, limit: int | None
 ) -> dict[str, Any]:
     """Everything that the dataset depends on, stage by stage in order."""
+    inputs = source.inputs(input, reading)
     start = {
-        "source": source.name, "input": " ".join(map(fingerprint, source.inputs(input, reading))),
+        "source": source.name, "input": " ".join(map(fingerprint, inputs)),
         **settings(reading), "part_rows": part_rows, "limit": limit,
     }  # fmt: skip
     recipe = {
@@ -60,6 +62,7 @@ def describe(
         "versions": {"python": platform.python_version()} | {name: installed(name) for name in PACKAGES},
         "earlier_versions": [],
         "card": source.card,
+        "places": [str(each.absolute()) for each in inputs if isinstance(each, Path)],
     }
     return json.loads(json.dumps(recipe))
 
@@ -112,12 +115,16 @@ def read_recipe(build: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def stale(build: Path, new: dict[str, Any]) -> list[str]:
-    """The stages to redo: the first whose settings differ or which lacks parts that a later one has, and on."""
+def stale(build: Path, new: dict[str, Any], retrying: bool = False) -> list[str]:
+    """The stages to redo: the first whose settings differ or which lacks parts that a later one has, and on.
+
+    When `retrying`, other limits of download hold for what is fetched again.
+    """
     old, names = read_recipe(build), list(new["stages"])
     if old is None:
         return []
-    differ = [i for i, name in enumerate(names) if lasting(old["stages"].get(name)) != lasting(new["stages"][name])]
+    asked = [i for i, name in enumerate(names) if not (retrying and name == "download")]
+    differ = [i for i in asked if lasting(old["stages"].get(names[i])) != lasting(new["stages"][names[i]])]
     gone = [i for i, name in enumerate(old["stages"]) if name not in names]
     parts = [{path.name for path in (build / name).glob("part-*.parquet")} for name in names]
     holes = [i for i in range(len(names)) if set().union(*parts[i + 1 :]) - parts[i]]
@@ -152,6 +159,20 @@ def lacks_bytes(stage: Path) -> bool:
     return False
 
 
+def refuse_moved(out: Path, new: dict[str, Any]) -> None:
+    """Raise BuildError if the input lies elsewhere than when its rows were located, and those name files."""
+    build = out / "build"
+    part = part_path(build, "manifest", 0)
+    if not part.exists() or not any(clip.location.startswith("file:") for clip in read_clips(part)):
+        return
+    for was, now in zip((read_recipe(build) or {}).get("places", ()), new["places"], strict=False):
+        if Path(was).resolve() != Path(now).resolve():
+            raise BuildError(
+                f"{out} was built from {was}, not from {now}, and its rows name files there: put the input back "
+                "(a link will do), or choose another --out"
+            )
+
+
 def begin(out: Path, new: dict[str, Any], redo: list[str]) -> None:
     """Clear the stages to redo and remember the recipe; says what is redone, or that versions differ."""
     build = out / "build"
@@ -161,6 +182,7 @@ def begin(out: Path, new: dict[str, Any], redo: list[str]) -> None:
         clear(out, redo)
     if old and redo != list(new["stages"]):  # some parts stay as they were made
         new["earlier_versions"] = old["earlier_versions"]
+        new["places"] = old.get("places", new["places"])  # where the rows say that files are
         if old["versions"] != new["versions"]:
             print("continuing a build that other versions began: see build/recipe.json", file=sys.stderr)
             new["earlier_versions"] = [*old["earlier_versions"], old["versions"]]

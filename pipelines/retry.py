@@ -23,11 +23,18 @@ class Retry:
     """Which clips to fetch again: those rejected for `reasons` by download or resample.
 
     With none named it is all that download rejected and that may pass by itself; None asks for no such clip. With
-    `refresh` it is also every clip from the web, unless its server says that it has not changed.
+    `refresh` it is also every clip from the web, unless its server says that it has not changed, and every local file.
     """
 
     reasons: tuple[str, ...] | None = ()
     refresh: bool = False
+
+    def __post_init__(self) -> None:
+        for reason in self.reasons or ():
+            try:
+                explain(reason)
+            except KeyError:
+                raise BuildError(f"--retry-rejected {reason}: no such reason; see pipelines/reasons.py") from None
 
     def failed(self, clip: Clip) -> bool:
         """Whether this row was rejected for a reason asked for."""
@@ -36,17 +43,12 @@ class Retry:
         return clip.reason in self.reasons if self.reasons else retryable(clip.reason)
 
     def refreshes(self, clip: Clip) -> bool:
-        """Whether this row's server is asked if its bytes have changed."""
-        return self.refresh and not clip.reason and clip.location.startswith("http")
+        """Whether to look if this row's bytes have changed, at its server or on this machine."""
+        return self.refresh and not clip.reason and clip.location.startswith(("http", "file:"))
 
 
 def try_again(out: Path, stages: Sequence[Stage], parts: int, retry: Retry) -> int:
     """Set aside the parts with clips to fetch again; returns how many clips. What follows them is redone."""
-    for reason in retry.reasons or ():
-        try:
-            explain(reason)
-        except KeyError:
-            raise BuildError(f"--retry-rejected {reason}: no such reason; see pipelines/reasons.py") from None
     build, names = out / "build", [name_of(stage) for stage in stages]
     if "download" not in names:
         raise BuildError("there is nothing to fetch again in a build of metadata only")

@@ -21,7 +21,7 @@ def printable(text: str) -> str:
     """
     if text.isprintable():  # nearly every text; it has none of these
         return text.strip()
-    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return "".join(" " if unicodedata.category(char) == "Cc" or char in BIDI else char for char in text).strip()
 
 

@@ -139,10 +139,14 @@ def test_folders_are_embedded_into_one_file(model, tmp_path):
         path = tmp_path / "in" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x") if name.endswith("txt") else soundfile.write(path, noise(0.3), 48000)
+    sounds = find([tmp_path / "in"])
+    (tmp_path / "in/broken.wav").write_text("no sound")
     assert embed_files(model, [tmp_path / "in"], tmp_path / "out/e.npz") == 2
     found = np.load(tmp_path / "out/e.npz")
-    assert found["files"].tolist() == [str(path) for path in find([tmp_path / "in"])]
-    close(found["embeddings"], model.embed_audio(find([tmp_path / "in"])))
+    assert found["files"].tolist() == [str(path) for path in sounds]
+    close(found["embeddings"], model.embed_audio(sounds))
+    with pytest.raises(DataError, match="not one"):
+        embed_files(model, [tmp_path / "in/broken.wav"], tmp_path / "out/f.npz")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["e.npz"]
     with pytest.raises(DataError, match="no sounds in"):
         find([tmp_path / "out"])

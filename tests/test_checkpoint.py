@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 from clap import checkpoint
-from clap.checkpoint import link, name, newest, prune, top, write, write_bytes
+from clap.checkpoint import link, name, newest, place, prune, top, write, write_bytes
+from clap.config import ClapError
 
 
 def fill(folder):
@@ -127,6 +128,12 @@ def test_a_kill_at_any_moment_leaves_whole_checkpoints_and_links_that_lead_to_on
             break
         assert done.returncode == -signal.SIGKILL, done.stderr
     assert left > 10 and kept(run) == [4]
+
+
+def test_nothing_is_placed_into_a_run(tmp_path):
+    run_with(tmp_path, [1])
+    with pytest.raises(ClapError, match="holds a run"):
+        place(tmp_path, fill)
 
 
 def test_a_file_is_replaced_whole(tmp_path):

@@ -50,6 +50,8 @@ def test_persons_lose_their_sex_and_sentences_stay_right(sentence, said):
         ("A male loudly shouts", "A person loudly shouts"),
         ("A female adult speaks", "An adult speaks"),
         ("An adult female and adult males", "An adult and adults"),
+        ("A female speaking and sneezing", "A person speaking and sneezing"),
+        ("Male singing", "Person singing"),
         ("A male voice", "A voice"),
         ("Male voices", "Voices"),
         ("male speech, man speaking", "speech, person speaking"),

@@ -102,8 +102,10 @@ def test_a_named_reason_is_tried_again_whatever_it_is(server, tmp_path):
     server.files["/late.wav"] = write(tmp_path / "late.wav", 1.0).read_bytes()
     assert build(path, out, "--retry-rejected")["rejected_by_reason"] == {"http-404": 1}
     assert build(path, out, "--retry-rejected", "http-404")["rejected_by_reason"] == {}
-    done = cli("build-dataset", "csv", "--input", path, "--out", out, *POLITE, "--retry-rejected", "ugly", check=False)
+    line = ["build-dataset", "csv", "--input", path, "--out", out, *POLITE, "--min-words", 2]
+    done = cli(*line, "--retry-rejected", "ugly", check=False)
     assert done.returncode == 1 and "no such reason" in done.stderr
+    assert (out / "dataset/README.md").exists()
 
 
 def test_refreshing_fetches_only_what_has_changed_at_its_server(server, tmp_path):
@@ -118,6 +120,30 @@ def test_refreshing_fetches_only_what_has_changed_at_its_server(server, tmp_path
     assert len(asked) == 9 and None not in asked[3:]
     rows = pq.read_table(out / "dataset/data", columns=["id", "duration"]).to_pylist()
     assert {row["id"]: row["duration"] for row in rows} == {"csv/0": 0.5, "csv/1": 2.0, "csv/2": 0.5}
+
+
+def test_refreshing_sees_files_of_this_machine_that_have_changed(tmp_path):
+    here = [write(tmp_path / f"{n}.wav", 0.5) for n in range(2)]
+    path, out = table(tmp_path, [str(each) for each in here]), tmp_path / "out"
+    build(path, out)
+    write(here[1], 0.8)
+    build(path, out, "--refresh")
+    rows = pq.read_table(out / "dataset/data", columns=["id", "duration"]).to_pylist()
+    assert {row["id"]: row["duration"] for row in rows} == {"csv/0": 0.5, "csv/1": 0.8}
+
+
+def test_retried_files_have_other_limits_and_other_settings_are_refused(server, tmp_path):
+    path, out = table(tmp_path, sounds(server, tmp_path, 2)), tmp_path / "out"
+    server.files["/sound1.wav"] = write(tmp_path / "long.wav", 3.0).read_bytes()
+    build(path, out, "--max-download-bytes", 50_000)
+    asked = len(server.log)
+    assert fates(out) == {"0": "", "1": "too-large"}
+    build(path, out, "--max-download-bytes", 10**6, "--retry-rejected", "too-large")
+    assert fates(out) == {"0": "", "1": ""} and len(server.log) == asked + 1
+    first = tree(out / "dataset")
+    line = ["build-dataset", "csv", "--input", path, "--out", out, *POLITE, "--max-download-bytes", 10**6]
+    done = cli(*line, "--licenses", "CC0", "--retry-rejected", check=False)
+    assert done.returncode == 1 and "would be fetched again" in done.stderr and tree(out / "dataset") == first
 
 
 def test_files_of_archives_the_web_and_this_machine_make_one_dataset(server, tmp_path):

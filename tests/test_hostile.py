@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from conftest import cli, hostile, tone, write
+from conftest import cli, command, hostile, tone, write
+
+from cli import table as show_table
 
 
 def fates(out: Path) -> dict[str, str]:
@@ -200,10 +202,33 @@ def test_a_folder_that_is_not_of_a_build_is_not_taken_over(tmp_path):
     assert mine.exists()
 
 
+def test_a_title_is_no_markup(capsys):
+    show_table("O[/tmp]T", {"a": 1})
+    assert "O[/tmp]T" in capsys.readouterr().out
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command(["sources", "--json"]), stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.stderr == ""
+
+
+def test_a_debiased_build_without_a_captioner_is_refused(tmp_path):
+    write(tmp_path / "in/dog.wav")
+    line = ("build-dataset", "folder", "--input", tmp_path / "in", "--out", tmp_path / "out", "--debias")
+    done = cli(*line, check=False)
+    assert done.returncode == 1 and "give --captioner too" in done.stderr
+
+
 def test_other_temporary_files_below_the_output_are_left_alone(tmp_path):
     write(tmp_path / "in/dog.wav")
     mine = tmp_path / "out/other/.precious.tmp"
     mine.parent.mkdir(parents=True)
     mine.write_text("mine")
+    beside = tmp_path / "out/.cache.tmp/x"
+    beside.parent.mkdir()
+    beside.write_text("mine")
     cli("build-dataset", "folder", "--input", tmp_path / "in", "--out", tmp_path / "out")
-    assert mine.exists()
+    assert mine.exists() and beside.exists()

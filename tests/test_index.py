@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 import cli
 from clap.config import ClapError
 from clap.data import open_split
+from clap.embed import embed_some
 from clap.model import CLAP
 from clap.search import parts, trial, vectors
 from clap.search.build import build_index, source_name
 from clap.search.clips import kept
 from clap.search.index import Index, find
-from clap.search.rows import complete, embed_some, schema
+from clap.search.rows import complete, schema
 from clap.search.semantic import dedup, group
 from clap.search.tag import read_labels, tag, write_csv
 from pipelines.build import STAGES, build_dataset
@@ -118,6 +119,10 @@ def test_a_filter_gives_the_nearest_of_what_it_keeps(index):
 def test_on_the_page_a_licence_is_that_very_one_as_it_is_counted_there(index):
     assert index.mask(licenses=["CC0"]).sum() == kept(index, "test", "CC0-1.0").sum() == 8
     assert not kept(index, "", "CC0").any() and kept(index, "", "") is None
+
+
+def test_a_filter_that_no_clip_passes_finds_nothing(index, model):
+    assert find(index, model, "a buzz", keep=index.mask(licenses=["XX"])) == []
 
 
 def test_a_sound_is_most_like_itself_and_is_played_from_where_it_lies(index, model, tmp_path):

@@ -167,7 +167,8 @@ def test_what_only_the_owner_of_an_address_should_know_is_not_published(tmp_path
 @pytest.mark.parametrize("name", ["t.csv", "metadata.csv"])
 def test_a_file_named_by_way_of_its_parent_folder_is_the_same_clip(tmp_path, name):
     write(tmp_path / "in/sub/a.wav")
-    table(tmp_path / "in", "file_name,caption\nsub/a.wav,One\nsub/../sub/a.wav,Two\n../in/sub/a.wav,Three\n", name)
+    rows = "sub/a.wav,One\nsub/../sub/a.wav,Two\n../in/sub/a.wav,Three\n./sub/a.wav,Four\nsub//a.wav,Five\n"
+    table(tmp_path / "in", f"file_name,caption\n{rows}", name)
     folder = tmp_path / "in/sub/.."  # the input itself may be named so too
     found = clips(folder / name) if name == "t.csv" else list(prepare(source("folder").clips(folder, Reading())))
     assert {clip.location for clip in found} == {to_location(tmp_path / "in/sub/a.wav")}

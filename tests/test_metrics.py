@@ -14,6 +14,16 @@ def original(shared):
     return np.load(folder / "f_metrics.npz"), json.loads((folder / "f_metrics.json").read_text())
 
 
+def test_equal_mean_recalls_are_equal_in_whatever_order_they_are_added():
+    def scores(*given):
+        keys = ("R@1", "R@5", "R@10")
+        return {"a": dict(zip(keys, given[:3], strict=True)), "b": dict(zip(keys, given[3:], strict=True))}
+
+    assert metrics.mean_recall(scores(0.05, 0.25, 0.5, 0.1, 0.25, 0.5)) == metrics.mean_recall(
+        scores(0.05, 0.25, 0.55, 0.05, 0.25, 0.5)
+    )
+
+
 def test_one_caption_scores_equal_the_original(original):
     arrays, expected = original
     got = metrics.retrieval(arrays["audio"], arrays["text5"][::5], np.arange(20))

@@ -159,6 +159,17 @@ def test_a_changed_input_redoes_the_build(tmp_path):
     assert (first["kept"], second["kept"]) == (1, 2)
 
 
+def test_an_input_that_moved_is_refused_and_a_link_in_its_place_continues(tmp_path):
+    write(tmp_path / "in/dog.wav")
+    cli(*build(tmp_path / "in", tmp_path / "out"))
+    (tmp_path / "in").rename(tmp_path / "moved")
+    done = cli(*build(tmp_path / "moved", tmp_path / "out"), check=False)
+    assert done.returncode == 1 and "put the input back" in done.stderr
+    (tmp_path / "in").symlink_to(tmp_path / "moved")
+    cli(*build(tmp_path / "in", tmp_path / "out"))
+    cli(*build(tmp_path / "moved", tmp_path / "out"))
+
+
 def test_a_second_build_in_the_same_folder_refuses(sounds, tmp_path):
     line = command(build(sounds, tmp_path / "out"))
     with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:

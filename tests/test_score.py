@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import write
 
-from clap.config import ClapError
+from clap.config import ClapError, ConfigError
 from clap.data import open_split
 from clap.model import CLAP
 from clap.search.score import score
@@ -63,6 +63,8 @@ def test_clips_of_which_none_decodes_are_passed_over_and_unknown_texts_are_refus
     assert pq.read_table(tmp_path / "a.parquet")["id"].to_pylist() == ["test/0", "test/1", "test/4", "test/5"]
     with pytest.raises(ClapError, match="use captions, generated, both"):
         score(model, data, tmp_path / "b.parquet", texts="caption")
+    with pytest.raises(ConfigError, match="is a folder"):
+        score(model, data, tmp_path)
 
 
 def written(path, scores):

@@ -17,6 +17,7 @@ from pipelines.exclude import Exclude, read_ids
 from pipelines.manifest import manifest, prepare
 from pipelines.run import part_path
 from pipelines.sources import SOURCES, Reading, source
+from pipelines.sources.table import several
 
 
 def clips(name: str, path: Path, **reading: object) -> list[Clip]:
@@ -100,6 +101,38 @@ def test_other_columns_can_be_named(tmp_path):
     path = table(tmp_path, "where,says\nx.wav,A dog\n")
     (clip,) = clips("csv", path, column=("location=where", "captions=says"))
     assert clip.captions == ("A dog",)
+
+
+def test_a_column_named_twice_is_refused(tmp_path):
+    path = table(tmp_path, "path,a,b\nx.wav,A dog,CC0\n")
+    with pytest.raises(BuildError, match="each FIELD once"):
+        clips("csv", path, column=("captions=a", "captions=b"))
+
+
+def test_a_list_as_python_prints_it_is_several_texts():
+    assert several("['A dog barks', \"It's raining\"]") == ["A dog barks", "It's raining"]
+    assert several("[music] a man") == ["[music] a man"] and several("['a\nb']") == ["['a\nb']"]
+    assert several("['dog' 'cat']") == ["['dog' 'cat']"]
+
+
+def test_what_programs_write_for_nothing_is_nothing(tmp_path):
+    path = table(tmp_path, "path,caption,labels,license,author,split\nx.wav,nan,None,nan,NaN,null\n")
+    (clip,) = clips("csv", path)
+    assert (clip.captions, clip.labels, clip.license, clip.author, clip.split) == ((), (), "", "", "train")
+
+
+def test_a_quote_that_swallows_one_row_is_an_error(tmp_path):
+    path = table(tmp_path, 'path,caption\na.wav,"a dog\nb.wav,"a cat"\nc.wav,"rain"\n')
+    with pytest.raises(BuildError, match="quote"):
+        clips("csv", path)
+
+
+def test_errors_of_tables_name_the_line_and_what_a_table_is_split_at(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"path": "a.wav"}\n{"path": "b')
+    with pytest.raises(BuildError, match="line 2"):
+        clips("csv", tmp_path / "t.jsonl")
+    with pytest.raises(BuildError, match=r"among: path;caption.*split at commas"):
+        clips("csv", table(tmp_path, "path;caption\na.wav;A dog\n"))
 
 
 def test_rows_of_the_same_clip_are_one_clip_with_all_captions(tmp_path):

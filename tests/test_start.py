@@ -59,6 +59,14 @@ def test_the_model_is_the_checkpoints_whatever_the_defaults(trained, clips):
     assert same(start(config, clips), CLAP.from_pretrained(trained))
 
 
+def test_words_that_a_tower_from_scratch_does_not_know_are_told(trained, clips, tmp_path, caplog):
+    begun(asked(trained), clips)
+    assert not caplog.records
+    french = [row | {"captions": ["Le chant des oiseaux"]} for row in pairs.tones(3)]
+    begun(asked(trained), open_split(pairs.write(tmp_path, french), "train", (), 48000))
+    assert "does not know 100 % of the captions' words" in caplog.text
+
+
 def test_settings_that_move_no_weight_may_be_changed(trained, clips):
     config = settle(asked(trained, time_mask=3, pann_dropout=0.4, text_context=20), None)
     model = start(config, clips)

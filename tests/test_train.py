@@ -150,6 +150,27 @@ def test_a_wish_for_validation_that_cannot_be_met_is_refused(tmp_path):
         train(replace(CONFIG, split="all", validation_folds=(1,)), alone, tmp_path / "run")
 
 
+def test_a_validation_clip_that_does_not_decode_is_told_before_the_first_step(data, tmp_path):
+    rows = pairs.tones(22)
+    rows[-1]["audio"]["bytes"] = rows[-1]["audio"]["bytes"][:300]
+    pairs.write(tmp_path / "data", rows, split="validation")
+    with pytest.raises(DataError, match="does not decode"):
+        train(CONFIG, pairs.write(tmp_path / "data", pairs.tones(22)), tmp_path / "run")
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+
+
+def test_a_warm_up_that_takes_the_whole_run_is_told(data, tmp_path, capsys):
+    train(replace(CONFIG, epochs=1, warmup=100), data, tmp_path / "run")
+    assert "the warm-up of 100 steps takes the whole run" in capsys.readouterr().err
+
+
+def test_a_damaged_config_of_a_run_is_told(whole, data, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run", symlinks=True)
+    (tmp_path / "run/config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config.json cannot be read .* restore it"):
+        train(CONFIG, data, tmp_path / "run")
+
+
 def test_bf16_trains(data, tmp_path):
     assert math.isfinite(train(replace(CONFIG, precision="bf16", epochs=1), data, tmp_path)["loss"])
 

@@ -12,9 +12,10 @@ import numpy as np
 from clap import checkpoint
 from clap.config import TRUNCATIONS, ConfigError
 from clap.data import DataError
+from clap.embed import embed_some, some
 from clap.search import parts, vectors
 from clap.search.index import read_config
-from clap.search.rows import Clips, bar, chunks, embed_some, scan, some
+from clap.search.rows import Clips, bar, chunks, scan
 from clap.search.trial import texts
 from clap.systems import System, dataset_rate, digest
 

@@ -163,7 +163,7 @@ def find(
         raise DataError("a search wants a text or the path of a sound, one of them")
     query = model.embed_audio([like], truncation=index.config["truncation"]) if like else model.embed_text([text])
     hits = index.search(query, k, keep)[0]
-    rows = index.table.take([hit.row for hit in hits]).to_pylist()
+    rows = index.table.take(np.array([hit.row for hit in hits], np.int64)).to_pylist()
     return [{"score": hit.score, "row": hit.row, **row} for hit, row in zip(hits, rows, strict=True)]
 
 

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,8 @@ from urllib.parse import unquote_to_bytes
 import numpy as np
 
 from clap import shards
-from clap.data import DataError, Dataset, Undecodable, open_split
+from clap.data import DataError, Dataset, open_split
 from clap.embed import find
-from clap.systems import System
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -164,34 +163,6 @@ def from_shard(root: str, clip: dict[str, Any]) -> bytes:
     if not there or there[0]["id"] != clip["id"]:
         raise DataError(f"{root}/{clip['place']} is not {clip['id']}: the dataset was built anew, run index again")
     return there[0]["audio"]["bytes"] or b""
-
-
-def some(sounds: Any, rows: np.ndarray) -> Any:
-    """These rows of a dataset, or these of a list of files."""
-    if isinstance(sounds, Dataset):
-        return replace(sounds, rows=sounds.rows.take(rows), group=sounds.group[rows], offset=sounds.offset[rows])
-    return [sounds[row] for row in rows]
-
-
-def embed_some(model: System, sounds: Any, truncation: str = "auto") -> tuple[np.ndarray, dict[int, str]]:
-    """(n, dim) embeddings of the files, or rows of a Dataset, that decode, and {place among all: why} of the others.
-
-    A batch with a broken clip is halved until the clip is alone.
-    """
-    try:
-        found = model.embed_audio(sounds, truncation=truncation)
-        odd = np.flatnonzero(~np.isfinite(found).all(axis=1)).tolist()
-        return np.delete(found, odd, axis=0), dict.fromkeys(odd, "the model's embedding of it is not finite")
-    except DataError as error:
-        if isinstance(sounds, Dataset) and not isinstance(error, Undecodable):
-            raise  # a shard that cannot be read (a network that is down) is no fault of its clips
-        if len(sounds) == 1:
-            return np.empty((0, 0), np.float32), {0: str(error)}
-    half = len(sounds) // 2
-    first, broken = embed_some(model, some(sounds, np.arange(half)), truncation)
-    second, others = embed_some(model, some(sounds, np.arange(half, len(sounds))), truncation)
-    whole = [found for found in (first, second) if len(found)]
-    return np.concatenate(whole or [first]), broken | {half + clip: why for clip, why in others.items()}
 
 
 def chunks(rows: Sequence[Any] | np.ndarray, size: int) -> Iterator[Any]:

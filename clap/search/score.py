@@ -16,7 +16,8 @@ import numpy as np
 from clap.checkpoint import atomic
 from clap.config import ConfigError
 from clap.data import DataError, Dataset, open_split
-from clap.search.rows import bar, chunks, embed_some, some
+from clap.embed import embed_some, some
+from clap.search.rows import bar, chunks
 from clap.systems import System, dataset_rate, digest
 
 BATCH = 256  # clips
@@ -42,6 +43,8 @@ def score(
 
     if texts not in TEXTS:
         raise ConfigError(f"texts is {texts!r}: use {', '.join(TEXTS)}")
+    if Path(out).is_dir():
+        raise ConfigError(f"{out} is a folder: name a file, such as {Path(out) / 'scores.parquet'}")
     rows, means = open_split(data, split, (), dataset_rate(model)), [np.empty(0)]
     about = json.dumps({"model": digest(model), "texts": texts, "truncation": truncation})
     kinds = (pa.string(), pa.float32(), pa.float32(), pa.int32())

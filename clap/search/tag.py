@@ -11,9 +11,9 @@ import numpy as np
 from clap.checkpoint import write_text
 from clap.config import PROMPT
 from clap.data import DataError
-from clap.embed import find
+from clap.embed import embed_some, find
 from clap.evaluate import embed_labels
-from clap.search.rows import bar, chunks, embed_some
+from clap.search.rows import bar, chunks
 from clap.systems import System
 
 BATCH = 128

@@ -31,6 +31,8 @@ class Reading:
         for name, column in pairs.items():
             if name not in NAMES or not column:
                 raise BuildError(f"--column {name}={column}: want FIELD=NAME with FIELD one of {', '.join(NAMES)}")
+        if len(pairs) < len(self.column):
+            raise BuildError(f"--column {' --column '.join(self.column)}: each FIELD once")
         return pairs
 
 

@@ -119,10 +119,11 @@ def refuse_open_quote(piece: list[list[Any]], separator: str) -> None:
 def holds_rows(cell: str, separator: str, wanted: int) -> bool:
     """Whether the lines after a cell's first are rows, with the separators `wanted` in each, the last one cut short.
 
-    At least two, since a line of prose may have as many commas; those with a space behind them are prose.
+    At least two, or one and a quote too many, since a line of prose may have as many commas; those with a space
+    behind them are prose.
     """
     *whole, last = [line.replace(separator + " ", "").count(separator) for line in cell.split("\n")[1:]]
-    return bool(whole) and set(whole) == {wanted} and 0 < last <= wanted
+    return set(whole) <= {wanted} and 0 < last <= wanted and (bool(whole) or cell.count('"') % 2 == 1)
 
 
 def from_json(path: Path) -> Table:
@@ -147,10 +148,13 @@ def from_lines(path: Path) -> Table:
 
 def objects(path: Path) -> Iterator[dict[str, Any]]:
     """The objects of a JSONL file; empty lines do not count."""
-    with path.open(encoding="utf-8-sig", newline="\n") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                row = json.loads(line)
+                try:
+                    row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape"))
+                except ValueError as error:
+                    raise ValueError(f"line {number} is not JSON: {error}") from error
                 if not isinstance(row, dict):
                     raise ValueError(f"line {number} is not a JSON object")
                 yield row

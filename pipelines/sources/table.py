@@ -6,6 +6,7 @@ is a path (relative ones start at the table's own folder), a URL of any kind, or
 Only `location` holds passwords and signatures of addresses: ids, `url` and `original` are published without them.
 """
 
+import ast
 import json
 import os
 import re
@@ -51,6 +52,9 @@ NAMES = {
 NUMBERED = re.compile(r"(caption|text|sentence)[._]?\d+")  # caption_1, caption2, ...
 NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]*)?")
 CLOCK = re.compile(r"(?:([0-9]{1,6}):(?=[0-5]?[0-9]:))?([0-9]{1,6}):([0-5]?[0-9](?:\.[0-9]*)?)")  # h:mm:ss, m:ss
+QUOTED = r"""('[^'\\]*'|"[^"\\]*")"""
+LISTED = re.compile(rf"\[\s*{QUOTED}(\s*,\s*{QUOTED})*\s*\]")  # as Python prints a list of texts
+MISSING = frozenset(("nan", "NaN", "NaT", "<NA>", "None", "null"))  # as programs write that there is nothing
 SHA256 = re.compile(r"[0-9a-f]{64}")
 ARCHIVE = re.compile(r"(.+?\.(?:zip|tar|tar\.gz|tgz))#(.+)", re.IGNORECASE | re.DOTALL)
 SPLITS = {
@@ -79,7 +83,8 @@ def recognise(table: Table, given: dict[str, str], path: Path) -> dict[str, list
     for field, names in NAMES.items():
         if field in given:
             if given[field] not in table.columns:
-                raise BuildError(f"{path} has no column {given[field]!r}; it has {', '.join(map(str, table.columns))}")
+                raise BuildError(f"{path} has no column {given[field]!r}: give --column {field}=NAME, with one of "
+                                 + ", ".join(map(str, table.columns)))  # fmt: skip
             columns[field] = [given[field]]
         elif known := [lower[name] for name in names if name in lower]:
             columns[field] = known[:1]
@@ -89,8 +94,9 @@ def recognise(table: Table, given: dict[str, str], path: Path) -> dict[str, list
     if columns.get("url") == columns.get("location") and "url" not in given:
         columns.pop("url", None)  # a column "url" is where the bytes are, unless another one is
     if "location" not in columns:
-        wanted = ", ".join(NAMES["location"])
-        raise BuildError(f"{path} has no column of paths or URLs ({wanted}): give it with --column location=NAME")
+        wanted, there = ", ".join(NAMES["location"]), ", ".join(map(str, table.columns))
+        raise BuildError(f"{path} has no column of paths or URLs ({wanted}) among: {there}. Name it with --column "
+                         "location=NAME; a .csv is split at commas, a .tsv at tabs")  # fmt: skip
     return columns
 
 
@@ -134,21 +140,21 @@ class Piece(NamedTuple):
         cells = [[column[row] for row in rows] for column in self.cells]
         return Piece([self.numbers[row] for row in rows], cells, self.layout)
 
-    def texts(self, field: str) -> list[str]:
+    def texts(self, field: str, missing: frozenset[str] = MISSING) -> list[str]:
         """A field's first cells as texts, "" where there is none."""
         if field not in self.layout.places:
             return [""] * len(self.numbers)
-        return [text(cell) for cell in self.cells[self.layout.places[field][0]]]
+        return ["" if (said := text(cell)) in missing else said for cell in self.cells[self.layout.places[field][0]]]
 
     def where(self) -> list[str]:
         """The place that each row names, "" where there is none."""
-        return [plainly(place) if ".." in place else place for place in self.texts("location")]
+        return [plainly(place) if "./" in place or "//" in place else place for place in self.texts("location")]
 
     def sections(self) -> list[Section]:
         """The section of a recording that each row names."""
         if "start" not in self.layout.places and "end" not in self.layout.places:
             return [Section()] * len(self.numbers)
-        return list(map(to_section, self.texts("start"), self.texts("end")))
+        return list(map(to_section, self.texts("start", frozenset()), self.texts("end", frozenset())))
 
     def floats(self, field: str) -> list[float | None]:
         """A field's first cells as numbers from 0, None where there is none."""
@@ -368,17 +374,17 @@ def split_named(name: str) -> str:
 
 
 def several(cell: Any, separators: str = "") -> list[str]:
-    """The texts of a cell: a list, a JSON list in a string, or a string split at the first separator it holds."""
+    """The texts of a cell: a list, one as JSON or Python write it, or a string split at its first separator."""
     if isinstance(cell, str) and cell.startswith("["):
-        with suppress(ValueError, RecursionError):  # a caption may begin with a bracket
-            cell = json.loads(cell)
+        with suppress(ValueError, SyntaxError, RecursionError):  # a caption may begin with a bracket
+            cell = ast.literal_eval(cell) if LISTED.fullmatch(cell) else json.loads(cell)
     if isinstance(cell, list):
         items = [str(item) for item in cell if item is not None]
     else:
         said = "" if cell is None else str(cell)
         separator = next((mark for mark in separators if mark in said), None)
         items = said.split(separator) if separator else [said]
-    return [item for each in items if (item := each.strip())]
+    return [item for each in items if (item := each.strip()) and item not in MISSING]
 
 
 def grouped(rows: Iterable[Clip], key: Callable[[Clip], Any] = lambda clip: (clip.id, clip.location)) -> list[Clip]:
