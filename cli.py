@@ -78,8 +78,9 @@ def command(name: str, *configs: type, of: typer.Typer = app) -> Callable[[Calla
             try:
                 function(**{key: value for key, value in given.items() if key not in flags or value is not None})
             except KeyboardInterrupt:
-                print("Stopped. Run the same command again: with a folder as --out it goes on, else it starts anew.",
-                      file=sys.stderr)  # fmt: skip
+                print(
+                    "Stopped. Run the same command again: what has a folder to work in goes on there.", file=sys.stderr
+                )
                 raise typer.Exit(130) from None
             except BrokenPipeError:
                 raise  # typer ends without a word: who reads our output, such as `head`, has enough

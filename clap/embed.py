@@ -183,11 +183,13 @@ def embed_files(
     one that is there is whole.
     """
     every, files, embeddings = find(paths), [], []
+    if missing := [str(path) for path in every if not path.exists()]:
+        raise DataError(f"{', '.join(missing)}: no such file")
     for start in range(0, len(every), batch_size):
         part = every[start : start + batch_size]
         found, broken = embed_some(model, part, truncation)
-        for why in broken.values():
-            logger.warning("left out: %s", why)
+        for i, why in broken.items():
+            logger.warning("left out: %s", why if str(part[i]) in why else f"{part[i]}: {why}")
         files += [str(path) for i, path in enumerate(part) if i not in broken]
         embeddings += [found] if len(found) else []
     if not files:

@@ -122,7 +122,7 @@ def refit(model: CLAP, config: ModelConfig, name: str) -> CLAP:
 
 def warn_of_words(model: CLAP, clips: Dataset, config: TrainConfig) -> None:
     """Warn where a text tower from scratch does not know the words of the captions, which it reads as padding."""
-    captions = list(islice(clips.all_captions(config.texts), SOME))
+    captions = list(islice(clips.all_captions(config.texts), SOME)) or [""]
     words = [word for each in model.tokenizer(captions, add_special_tokens=False)["input_ids"] for word in each]
     if (unknown := words.count(model.tokenizer.pad_token_id)) > MANY * len(words):
         logger.warning(

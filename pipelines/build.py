@@ -76,14 +76,15 @@ def build_dataset(
         stages, lists = bind(stages, source.corpora(input, reading), build, source.card.get("exclude_evaluation", ()))
         recipe = describe(source, input, reading, stages, part_rows, limit)
         redo = stale(build, recipe, retry is not None)
-        if "manifest" not in redo:
-            refuse_moved(out, recipe)
-        if retry and "download" in redo:
+        if retry and retry.reasons is not None and "download" in redo:
             raise BuildError(
                 f"{redo[0]} is not as {out} was built, so everything would be fetched again: give the settings and "
-                "the input of that build, or leave out --retry-rejected and --refresh"
+                "the input of that build, or leave out --retry-rejected"
             )
         parts = None if "manifest" in redo else planned(build)
+        heard = parts is not None and all(part_path(build, "resample", part).exists() for part in range(parts))
+        if "manifest" not in redo and audio and (retry or "resample" in redo or not heard):
+            refuse_moved(out, recipe)  # nothing else reads files of the input
         clips = begun(source.clips(input, reading)) if parts is None else None  # before anything is cleared
         if redo or parts is None or not finished(out, last, parts):
             for stage in (each for each in stages if hasattr(each, "ready")):

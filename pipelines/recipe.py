@@ -180,9 +180,11 @@ def begin(out: Path, new: dict[str, Any], redo: list[str]) -> None:
     if redo:
         print(f"{redo[0]} changed: redoing {', '.join(redo)} and the shards", file=sys.stderr)
         clear(out, redo)
+    if old and "download" not in redo and old["stages"].get("download") != new["stages"].get("download"):
+        print("other limits of download hold from now on: repeat them, or all is fetched again", file=sys.stderr)
     if old and redo != list(new["stages"]):  # some parts stay as they were made
         new["earlier_versions"] = old["earlier_versions"]
-        new["places"] = old.get("places", new["places"])  # where the rows say that files are
+        new["places"] = old.get("places", [])  # where the rows say that files are; of older builds nobody knows
         if old["versions"] != new["versions"]:
             print("continuing a build that other versions began: see build/recipe.json", file=sys.stderr)
             new["earlier_versions"] = [*old["earlier_versions"], old["versions"]]

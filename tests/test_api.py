@@ -145,6 +145,8 @@ def test_folders_are_embedded_into_one_file(model, tmp_path):
     found = np.load(tmp_path / "out/e.npz")
     assert found["files"].tolist() == [str(path) for path in sounds]
     close(found["embeddings"], model.embed_audio(sounds))
+    with pytest.raises(DataError, match=r"gone\.wav: no such file"):
+        embed_files(model, [tmp_path / "in", tmp_path / "gone.wav"], tmp_path / "out/f.npz")
     with pytest.raises(DataError, match="not one"):
         embed_files(model, [tmp_path / "in/broken.wav"], tmp_path / "out/f.npz")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["e.npz"]

@@ -138,7 +138,11 @@ def test_retried_files_have_other_limits_and_other_settings_are_refused(server, 
     build(path, out, "--max-download-bytes", 50_000)
     asked = len(server.log)
     assert fates(out) == {"0": "", "1": "too-large"}
-    build(path, out, "--max-download-bytes", 10**6, "--retry-rejected", "too-large")
+    done = cli(
+        "build-dataset", "csv", "--input", path, "--out", out, *POLITE, "--max-download-bytes", 10**6,
+        "--retry-rejected", "too-large",
+    )  # fmt: skip
+    assert "other limits of download hold from now on" in done.stderr
     assert fates(out) == {"0": "", "1": ""} and len(server.log) == asked + 1
     first = tree(out / "dataset")
     line = ["build-dataset", "csv", "--input", path, "--out", out, *POLITE, "--max-download-bytes", 10**6]

@@ -163,11 +163,22 @@ def test_an_input_that_moved_is_refused_and_a_link_in_its_place_continues(tmp_pa
     write(tmp_path / "in/dog.wav")
     cli(*build(tmp_path / "in", tmp_path / "out"))
     (tmp_path / "in").rename(tmp_path / "moved")
-    done = cli(*build(tmp_path / "moved", tmp_path / "out"), check=False)
+    cli(*build(tmp_path / "moved", tmp_path / "out", "--min-duration", 0.1))  # no file of the input is read
+    shutil.rmtree(tmp_path / "out/build/resample")
+    done = cli(*build(tmp_path / "moved", tmp_path / "out", "--min-duration", 0.1), check=False)
     assert done.returncode == 1 and "put the input back" in done.stderr
     (tmp_path / "in").symlink_to(tmp_path / "moved")
+    cli(*build(tmp_path / "in", tmp_path / "out", "--min-duration", 0.1))
+
+
+def test_a_build_of_before_places_were_remembered_goes_on(tmp_path):
+    write(tmp_path / "in/one dog.wav")
     cli(*build(tmp_path / "in", tmp_path / "out"))
-    cli(*build(tmp_path / "moved", tmp_path / "out"))
+    recipe = tmp_path / "out/build/recipe.json"
+    recipe.write_text(json.dumps({k: v for k, v in json.loads(recipe.read_text()).items() if k != "places"}))
+    cli("caption", tmp_path / "out", "--keywords", "tags")
+    (tmp_path / "in").rename(tmp_path / "moved")
+    cli(*build(tmp_path / "moved", tmp_path / "out", "--keywords", "tags"))
 
 
 def test_a_second_build_in_the_same_folder_refuses(sounds, tmp_path):

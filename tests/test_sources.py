@@ -116,8 +116,9 @@ def test_a_list_as_python_prints_it_is_several_texts():
 
 
 def test_what_programs_write_for_nothing_is_nothing(tmp_path):
-    path = table(tmp_path, "path,caption,labels,license,author,split\nx.wav,nan,None,nan,NaN,null\n")
+    path = table(tmp_path, "path,caption,labels,license,author,split,start,end\nx.wav,nan,None,nan,NaN,null,nan,nan\n")
     (clip,) = clips("csv", path)
+    assert (clip.start, clip.end) == (None, None)
     assert (clip.captions, clip.labels, clip.license, clip.author, clip.split) == ((), (), "", "", "train")
 
 
@@ -125,6 +126,8 @@ def test_a_quote_that_swallows_one_row_is_an_error(tmp_path):
     path = table(tmp_path, 'path,caption\na.wav,"a dog\nb.wav,"a cat"\nc.wav,"rain"\n')
     with pytest.raises(BuildError, match="quote"):
         clips("csv", path)
+    path = table(tmp_path, 'path,caption\na.wav,"A 12"" record\nplays at 1,000 rpm"\n')
+    assert clips("csv", path)[0].captions == ('A 12" record plays at 1,000 rpm',)
 
 
 def test_errors_of_tables_name_the_line_and_what_a_table_is_split_at(tmp_path):

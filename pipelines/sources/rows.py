@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pandas.io.parsers import TextFileReader
 
 PIECE = 4096  # rows
+THOUSANDS = re.compile(r"\d,\d{3}\b")  # a comma of prose, in a number
 
 
 class Table(NamedTuple):
@@ -122,8 +123,10 @@ def holds_rows(cell: str, separator: str, wanted: int) -> bool:
     At least two, or one and a quote too many, since a line of prose may have as many commas; those with a space
     behind them are prose.
     """
-    *whole, last = [line.replace(separator + " ", "").count(separator) for line in cell.split("\n")[1:]]
-    return set(whole) <= {wanted} and 0 < last <= wanted and (bool(whole) or cell.count('"') % 2 == 1)
+    lines = [line.replace(separator + " ", "") for line in cell.split("\n")[1:]]
+    *whole, last = [line.count(separator) for line in lines]
+    alone = cell.count('"') % 2 == 1 and separator in THOUSANDS.sub("", lines[-1])
+    return set(whole) <= {wanted} and 0 < last <= wanted and (bool(whole) or alone)
 
 
 def from_json(path: Path) -> Table:

@@ -140,11 +140,11 @@ class Piece(NamedTuple):
         cells = [[column[row] for row in rows] for column in self.cells]
         return Piece([self.numbers[row] for row in rows], cells, self.layout)
 
-    def texts(self, field: str, missing: frozenset[str] = MISSING) -> list[str]:
+    def texts(self, field: str) -> list[str]:
         """A field's first cells as texts, "" where there is none."""
         if field not in self.layout.places:
             return [""] * len(self.numbers)
-        return ["" if (said := text(cell)) in missing else said for cell in self.cells[self.layout.places[field][0]]]
+        return ["" if (said := text(cell)) in MISSING else said for cell in self.cells[self.layout.places[field][0]]]
 
     def where(self) -> list[str]:
         """The place that each row names, "" where there is none."""
@@ -154,7 +154,7 @@ class Piece(NamedTuple):
         """The section of a recording that each row names."""
         if "start" not in self.layout.places and "end" not in self.layout.places:
             return [Section()] * len(self.numbers)
-        return list(map(to_section, self.texts("start", frozenset()), self.texts("end", frozenset())))
+        return list(map(to_section, self.texts("start"), self.texts("end")))
 
     def floats(self, field: str) -> list[float | None]:
         """A field's first cells as numbers from 0, None where there is none."""
