@@ -25,6 +25,7 @@ SOUNDS = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".ca
 OTHERS = {".m4a", ".mp4", ".aac", ".webm", ".wma", ".mka", ".mkv", ".amr"}  # sounds that libsndfile does not open
 EXACT = {"WAV", "WAVEX", "FLAC", "AIFF", "AU", "CAF", "W64"}  # formats in which a seek is exact to the sample
 WORKERS = 4
+BATCH = 32  # files
 
 
 def waveforms(clips: Any, sample_rate: int, wanted: int, window: int, mode: str) -> Iterator[np.ndarray]:
@@ -174,9 +175,7 @@ def embed_some(model: "System", sounds: Any, truncation: str = "auto") -> tuple[
     return np.concatenate(whole or [first]), broken | {half + clip: why for clip, why in others.items()}
 
 
-def embed_files(
-    model: "CLAP", paths: Sequence[str | Path], out: str | Path, truncation: str = "auto", batch_size: int = 32
-) -> int:
+def embed_files(model: "CLAP", paths: Sequence[str | Path], out: str | Path, truncation: str = "auto") -> int:
     """Embed files and folders into `out`, a .npz of `files` (n,) and `embeddings` (n, dim); returns n.
 
     A file that does not decode is left out, with a warning; DataError if all are. `out` is written beside and renamed:
@@ -185,8 +184,8 @@ def embed_files(
     every, files, embeddings = find(paths), [], []
     if missing := [str(path) for path in every if not path.exists()]:
         raise DataError(f"{', '.join(missing)}: no such file")
-    for start in range(0, len(every), batch_size):
-        part = every[start : start + batch_size]
+    for start in range(0, len(every), BATCH):
+        part = every[start : start + BATCH]
         found, broken = embed_some(model, part, truncation)
         for i, why in broken.items():
             logger.warning("left out: %s", why if str(part[i]) in why else f"{part[i]}: {why}")

@@ -76,15 +76,8 @@ def build_dataset(
         stages, lists = bind(stages, source.corpora(input, reading), build, source.card.get("exclude_evaluation", ()))
         recipe = describe(source, input, reading, stages, part_rows, limit)
         redo = stale(build, recipe, retry is not None)
-        if retry and retry.reasons is not None and "download" in redo:
-            raise BuildError(
-                f"{redo[0]} is not as {out} was built, so everything would be fetched again: give the settings and "
-                "the input of that build, or leave out --retry-rejected"
-            )
         parts = None if "manifest" in redo else planned(build)
-        heard = parts is not None and all(part_path(build, "resample", part).exists() for part in range(parts))
-        if "manifest" not in redo and audio and (retry or "resample" in redo or not heard):
-            refuse_moved(out, recipe)  # nothing else reads files of the input
+        refuse(out, recipe, redo, retry, parts, audio)
         clips = begun(source.clips(input, reading)) if parts is None else None  # before anything is cleared
         if redo or parts is None or not finished(out, last, parts):
             for stage in (each for each in stages if hasattr(each, "ready")):
@@ -116,6 +109,23 @@ def build_dataset(
         write_card(out, source.name, source.card, report, licenses, audio)
         tidy(build, keep)
     return report
+
+
+def refuse(
+    out: Path, recipe: dict[str, Any], redo: list[str], retry: Retry | None, parts: int | None, audio: bool
+) -> None:
+    """Raise BuildError, before anything is cleared, where a retry would fetch all again or the files have moved.
+
+    Only what is still to be resampled reads files of the input.
+    """
+    if retry and retry.reasons is not None and "download" in redo:
+        raise BuildError(
+            f"{redo[0]} is not as {out} was built, so everything would be fetched again: give the settings and "
+            "the input of that build, or leave out --retry-rejected"
+        )
+    heard = parts is not None and all(part_path(out / "build", "resample", part).exists() for part in range(parts))
+    if "manifest" not in redo and audio and (retry or "resample" in redo or not heard):
+        refuse_moved(out, recipe)
 
 
 def pinned(stages: Sequence[Any], old: dict[str, Any] | None) -> list[Any]:

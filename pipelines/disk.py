@@ -66,7 +66,7 @@ def remove(folder: Path) -> None:
 def sweep(build: Path) -> None:
     """Remove what killed processes left: in the build folder, beside it, and in the dataset beside it."""
     out = build.parent
-    ours = [each for name in ("dataset", "report", "rejected") for each in out.glob(f".{name}*.tmp")]
+    ours = [each for name in ("dataset", "report", "rejected") for each in out.glob(f".{name}.*tmp")]
     for leftover in [*build.rglob(".*.tmp"), *ours, *(out / "dataset").rglob(".*.tmp")]:
         if leftover.is_dir():
             shutil.rmtree(leftover)

@@ -14,7 +14,7 @@ from typing import Any
 from pipelines.clip import read_clips
 from pipelines.disk import BuildError, remove, tree, write_text
 from pipelines.remote import list_remote
-from pipelines.run import Stage, name_of, part_path
+from pipelines.run import Stage, name_of
 from pipelines.setting import settings
 from pipelines.sources import Reading, Source
 
@@ -160,17 +160,17 @@ def lacks_bytes(stage: Path) -> bool:
 
 
 def refuse_moved(out: Path, new: dict[str, Any]) -> None:
-    """Raise BuildError if the input lies elsewhere than when its rows were located, and those name files."""
+    """Raise BuildError if the input lies elsewhere than when its rows were located, and one of those names a file."""
     build = out / "build"
-    part = part_path(build, "manifest", 0)
-    if not part.exists() or not any(clip.location.startswith("file:") for clip in read_clips(part)):
-        return
-    for was, now in zip((read_recipe(build) or {}).get("places", ()), new["places"], strict=False):
-        if Path(was).resolve() != Path(now).resolve():
-            raise BuildError(
-                f"{out} was built from {was}, not from {now}, and its rows name files there: put the input back "
-                "(a link will do), or choose another --out"
-            )
+    known = zip((read_recipe(build) or {}).get("places", ()), new["places"], strict=False)
+    moved = [(was, now) for was, now in known if Path(was).resolve() != Path(now).resolve()]
+    parts = sorted((build / "manifest").glob("part-*.parquet")) if moved else []
+    if any(clip.location.startswith("file:") for part in parts for clip in read_clips(part)):
+        was, now = moved[0]
+        raise BuildError(
+            f"{out} was built from {was}, not from {now}, and its rows name files there: put the input back "
+            "(a link will do), or choose another --out"
+        )
 
 
 def begin(out: Path, new: dict[str, Any], redo: list[str]) -> None:
