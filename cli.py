@@ -222,9 +222,8 @@ def build_dataset(
         raise BuildError(f"--out {out} is a URL: name a folder for the working files with --work")
     origin = input if is_remote(input) or input.startswith("https://") else Path(input)
     folder = work or Path(out)
-    if settings.get("debias") and not settings.get("captioner"):
-        raise BuildError("--debias is for the sentences of a captioner: give --captioner too, or leave it out")
     reading, stages = fill(Reading(), settings), [fill(stage, settings) for stage in STAGES]
+    check_debias(settings, stages[-1])
     if dry_run:
         planned = plan(source(name), origin, folder, reading=reading, limit=limit, workers=workers)
         print(json.dumps(planned)) if as_json else table("Plan", planned)
@@ -315,7 +314,15 @@ def caption(
     """
     from pipelines.recaption import recaption, settled
 
-    show_build(out, recaption(out, fill(settled(out), settings), workers, ray_address), as_json)
+    stage = fill(settled(out), settings)
+    check_debias(settings, stage)
+    show_build(out, recaption(out, stage, workers, ray_address), as_json)
+
+
+def check_debias(settings: dict[str, Any], stage: Caption) -> None:
+    """Raise BuildError where --debias was given and there is no captioner whose sentences it could change."""
+    if settings.get("debias") and not stage.captioner:
+        raise BuildError("--debias is for the sentences of a captioner: give --captioner too, or leave it out")
 
 
 @command("train-captioner", Training)

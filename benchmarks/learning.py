@@ -207,10 +207,12 @@ def their_embeddings(run: Path, clips: list[np.ndarray], labels: list[str]) -> l
     """As `our_embeddings`, by laion_clap's own methods."""
     from clap_module import tokenize
 
+    from clap.fill import fill
+
     model = their_model().eval()
     saved = torch.load(next((run / "checkpoints").glob("epoch_*.pt")), weights_only=False)
     model.load_state_dict(saved["state_dict"])
-    waves = [{"waveform": torch.from_numpy(clip / np.float32(32767))} for clip in clips]
+    waves = [{"waveform": torch.from_numpy(fill(clip, SECONDS * 48000) / np.float32(32767))} for clip in clips]
     texts = [tokenize([prompt.format(name) for name in sorted(set(labels))]) for prompt in PROMPTS]
     embedded = [torch.nn.functional.normalize(model.encode_text(text, "cpu"), dim=-1).numpy() for text in texts]
     return [model.get_audio_embedding(waves).numpy(), *embedded]

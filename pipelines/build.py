@@ -98,15 +98,8 @@ def build_dataset(
             workers = 0 if todo <= SMALL or ray_address or not audio else cores()
         with engine(workers, ray_address) as run, Progress(build) as progress:
             through(build, stages, parts, run, progress, keep_raw=keep == "all", here=not workers and not ray_address)
-            shards = plan_shards(build, out / "dataset", last, parts, audio)
-            rows = sum(len(shard.rows) for shard in shards)
-            progress.follow(
-                {"shard": rows / progress.rows}, run([Step(partial(publish, build, out / "dataset"))], shards)
-            )
-        licenses = write_attribution(out, build, last, parts)
-        report = write_report(out)
-        write_page(out, report, source.card["title"])
-        write_card(out, source.name, source.card, report, licenses, audio)
+            write_shards(build, out / "dataset", last, parts, audio, run, progress)
+        report = tell(out, last, parts, source.name, source.card, audio)
         tidy(build, keep)
     return report
 
@@ -163,10 +156,28 @@ def through(
         before = last
 
 
+def write_shards(
+    build: Path, dataset: Path, last: str, parts: int, audio: bool, run: Callable[..., Any], progress: Progress
+) -> None:
+    """Write those shards that are not there yet."""
+    shards = plan_shards(build, dataset, last, parts, audio)
+    share = sum(len(shard.rows) for shard in shards) / progress.rows
+    progress.follow({"shard": share}, run([Step(partial(publish, build, dataset))], shards))
+
+
 def publish(build: Path, dataset: Path, shard: Shard) -> Tally:
     """Write a shard and count its rows."""
     write_shard(build, dataset, shard)
     return Tally(shard=Count(len(shard.rows), len(shard.rows)))
+
+
+def tell(out: Path, last: str, parts: int, source: str, card: dict[str, Any], audio: bool) -> dict[str, Any]:
+    """Write what is told of a dataset whose shards are there, its card last; returns the report."""
+    licenses = write_attribution(out, out / "build", last, parts)
+    report = write_report(out)
+    write_page(out, report, card["title"])
+    write_card(out, source, card, report, licenses, audio)
+    return report
 
 
 def legs(stages: list[Any]) -> list[list[Any]]:

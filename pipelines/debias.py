@@ -13,7 +13,7 @@ from typing import Any
 
 from pipelines.keywords import WORDS, lemma
 
-WORD = re.compile(r"[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
+WORD = re.compile(r"[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*(?:(?<=s)['\u2019](?=\s\w))?")  # "boys'" too, but before a word
 # What stands before the first word of a sentence; the full stop of "Mr." does not
 OPENING = re.compile(r"(?:^|[!?:\"\u201c(]|(?<!\b[DMS][rst])\.)[\s\"'\u201c\u2018(]*$")
 LOOK_BACK = 20  # characters; the first word of a sentence has no more marks and spaces before it
@@ -43,7 +43,8 @@ def replacement(sentence: str, found: list[re.Match[str]], i: int, seen: dict[st
     `seen` are the persons that "he" and "she" mean; a noun is noted there.
     """
     name = found[i][0].lower().replace("\u2019", "'")
-    word, owner = (name[:-2], "'s") if name.endswith("'s") else (name, "")
+    word = name.removesuffix("'s").removesuffix("'")
+    owner = "'s" if word != name else ""
     if word in seen:
         return f"the {seen[word]}{owner}"
     if word in ("her", "his"):
@@ -54,7 +55,7 @@ def replacement(sentence: str, found: list[re.Match[str]], i: int, seen: dict[st
                 return ""
             instead = rules()[who][word]
             seen[who] = seen[who] if instead in ("people", "children", "parents") else instead
-            return instead + owner
+            return f"{instead}'" if owner and instead.endswith("s") else instead + owner
     return rules()["pronouns"].get(word, "")
 
 
@@ -89,15 +90,25 @@ def kept(sentence: str, found: list[re.Match[str]]) -> set[int]:
 
 
 def without_adjectives(sentence: str) -> tuple[str, int]:
-    """The sentence without "male" and "female" before a word that does without, and how many there were."""
+    """The sentence without "male" and "female" before a word that does without, and how many there were.
+
+    "A male and a female voice" are two: "a voice and another voice"; "a male and female choir" is "a choir".
+    """
+    count = 0
 
     def drop(match: re.Match[str]) -> str:
-        article, first = match["article"], match["first"]
-        if not article:
-            return first.upper() if match["word"][0].isupper() else first
-        return f"{cased('an' if first.lower() in 'aeiou' else 'a', article)} {first}"
+        nonlocal count
+        article, noun, other = match["article"], match["noun"], match["other"]
+        count += 2 if other else 1
+        said = cased(noun, match["word"][0]) if not article else f"{cased(indefinite(noun), article)} {noun}"
+        return f"{said} and another {noun}" if match["second"] else said
 
-    return adjectives().subn(drop, sentence)
+    return adjectives().sub(drop, sentence), count
+
+
+def indefinite(noun: str) -> str:
+    """The article before a noun."""
+    return "an" if noun[0].lower() in "aeiou" else "a"
 
 
 def with_phrases(sentence: str) -> tuple[str, int]:
@@ -116,10 +127,12 @@ def cased(instead: str, word: str) -> str:
 
 @cache
 def adjectives() -> re.Pattern[str]:
-    """An adjective that goes, with the article before it and the first letter of the word after it."""
+    """An adjective that goes, or two of them ("male and female"), with the article before and the word after it."""
     words, before = "|".join(rules()["adjectives"]["words"]), "|".join(listed("adjectives", "before"))
     return re.compile(
-        rf"(?<![\w'-])(?:(?P<article>an?)\s+)?(?P<word>{words})\s+(?=(?:{before})\b(?!-))(?P<first>\w)", re.IGNORECASE
+        rf"(?<![\w'-])(?:(?P<article>an?)\s+)?(?P<word>{words})\s+(?P<other>(?:or|and(?P<second>\s+an?)?)\s+"
+        rf"(?:an?\s+)?(?:{words})\s+)?(?P<noun>{before})\b(?!-)",
+        re.IGNORECASE,
     )
 
 

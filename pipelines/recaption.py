@@ -10,19 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.build import SMALL, finished, publish
+from pipelines.build import SMALL, finished, tell, write_shards
 from pipelines.caption import Caption
-from pipelines.card import write_attribution, write_card
 from pipelines.disk import BuildError, lock
 from pipelines.engine import Step, engine
 from pipelines.manifest import planned
-from pipelines.page import write_page
 from pipelines.progress import Progress
 from pipelines.recipe import PACKAGES, begin, cores, installed, read_recipe, stale, unpublish
-from pipelines.report import write_report
 from pipelines.run import blame_part, name_of, part_path, run_part
 from pipelines.setting import settings
-from pipelines.shard import plan_shards
 from pipelines.sources import SOURCES, source
 
 
@@ -86,7 +82,7 @@ def complete(
     address: str | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Do what is left to do: parts, shards, and what is told of them, the card last."""
-    build, dataset, name, audio = out / "build", out / "dataset", name_of(stage), "resample" in recipe["stages"]
+    build, name, audio = out / "build", name_of(stage), "resample" in recipe["stages"]
     todo = [part for part in range(parts) if not part_path(build, name, part).exists()]
     unpublish(out, whole=bool(todo))
     if workers is None:
@@ -95,11 +91,5 @@ def complete(
     with engine(workers, address) as run, Progress(build) as progress:
         step = Step(task, pooled=stage.pooled, died=partial(blame_part, build, [stage]))
         progress.follow({name: len(todo) / parts}, run([step], todo))
-        shards = plan_shards(build, dataset, name, parts, audio)
-        share = sum(len(shard.rows) for shard in shards) / progress.rows
-        progress.follow({"shard": share}, run([Step(partial(publish, build, dataset))], shards))
-    licenses = write_attribution(out, build, name, parts)
-    report = write_report(out)
-    write_page(out, report, told["title"])
-    write_card(out, recipe["stages"]["manifest"]["source"], told, report, licenses, audio)
-    return report
+        write_shards(build, out / "dataset", name, parts, audio, run, progress)
+    return tell(out, name, parts, recipe["stages"]["manifest"]["source"], told, audio)

@@ -35,6 +35,9 @@ from pipelines.keywords import clean_tags
         ("A MAN SPEAKS AS SHE SINGS", "A PERSON SPEAKS AS THE PERSON SINGS"),
         ('"He sings," says a boy: "Man!"', '"The person sings," says a child: "Person!"'),
         ("a policeman shouts", "a police officer shouts"),
+        ("The boys' voices and the ladies\u2019 choir", "The children's voices and the people's choir"),
+        ("A policemen's radio, the mothers' songs", "A police officers' radio, the parents' songs"),
+        ("The dads and policewomen laugh", "The parents and police officers laugh"),
     ],
 )
 def test_persons_lose_their_sex_and_sentences_stay_right(sentence, said):
@@ -56,6 +59,12 @@ def test_persons_lose_their_sex_and_sentences_stay_right(sentence, said):
         ("Male voices", "Voices"),
         ("male speech, man speaking", "speech, person speaking"),
         ("Two males and a female", "Two people and a person"),
+        ("Male and female voices sing", "Voices sing"),
+        ("A male or female announcer talks", "An announcer talks"),
+        ("A male and a female voice speak", "A voice and another voice speak"),
+        ("A male and female choir", "A choir"),
+        ("An old male and a female child play", "An old child and another child play"),
+        ("A male and female are talking", "A person and another person are talking"),
     ],
 )
 def test_male_and_female_go_before_a_noun_for_persons_and_are_persons_alone(sentence, said):
