@@ -231,6 +231,12 @@ def test_bytes_that_are_not_utf8_do_not_break_a_table(tmp_path):
     assert re.fullmatch("Caf\N{REPLACEMENT CHARACTER}+ noise", clip.captions[0])
 
 
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+def test_a_table_as_spreadsheets_write_unicode_is_read(tmp_path, order):
+    (tmp_path / "t.tsv").write_bytes("\ufeffpath\tcaption\nx.wav\tCaf\u00e9 noise\n".encode(order))
+    assert [clip.captions for clip in clips("csv", tmp_path / "t.tsv")] == [("Caf\u00e9 noise",)]
+
+
 def test_lists_of_a_parquet_table_are_several_captions(tmp_path):
     pd.DataFrame({"path": ["a.wav"], "captions": [np.array(["One", "Two"])]}).to_parquet(tmp_path / "t.parquet")
     assert clips("csv", tmp_path / "t.parquet")[0].captions == ("One", "Two")

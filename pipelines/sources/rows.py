@@ -6,6 +6,7 @@ Except for JSON, only one piece is in memory at a time, however long the table i
 import json
 import re
 import warnings
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -78,7 +79,7 @@ def from_text(path: Path, separator: str) -> Table:
 
     options: dict[str, Any] = {
         "sep": separator, "dtype": object, "keep_default_na": False, "index_col": False,
-        "encoding": "utf-8-sig", "encoding_errors": "surrogateescape",
+        "encoding": encoding(path), "encoding_errors": "surrogateescape",
     }  # fmt: skip
     columns = list(pd.read_csv(path, nrows=0, **options).columns)
 
@@ -90,6 +91,12 @@ def from_text(path: Path, separator: str) -> Table:
                 yield piece
 
     return Table(columns, pieces)
+
+
+def encoding(path: Path) -> str:
+    """UTF-8, or UTF-16 where the file begins as spreadsheets begin it."""
+    with path.open("rb") as file:
+        return "utf-16" if file.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
 
 
 def advance(reader: "TextFileReader") -> "pd.DataFrame | None":
