@@ -62,7 +62,7 @@ class World:
 
 @contextmanager
 def join(device: str) -> Iterator[World]:
-    """This process's world: that of torchrun, or it alone."""
+    """This process's world: that of torchrun or of Ray Train, which has made the group already, or it alone."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World(choose_device(device))
@@ -73,11 +73,14 @@ def join(device: str) -> Iterator[World]:
     chosen = choose_device(f"cuda:{local}" if device in ("auto", "cuda") and torch.cuda.is_available() else device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+    made = not dist.is_initialized()
+    if made:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield World(chosen, dist.get_rank(), size, local)
     finally:
-        dist.destroy_process_group()
+        if made:
+            dist.destroy_process_group()
 
 
 def average_gradients(parameters: Iterable[nn.Parameter], world: World) -> None:

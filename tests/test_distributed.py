@@ -1,6 +1,7 @@
 """Several processes, started by torchrun, train as one does on the same batches."""
 
 import io
+import os
 import signal
 import subprocess
 import sys
@@ -95,6 +96,15 @@ def test_two_processes_give_the_weights_and_the_log_of_one(alone, data, tmp_path
     both = [read(run / "metrics.jsonl") for run in (alone, tmp_path / "run")]
     losses = [[line["loss"] for line in lines if "loss" in line] for lines in both]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5) and len(losses[0]) == 8
+
+
+@pytest.mark.slow
+def test_two_workers_of_ray_train_give_the_weights_of_one(alone, data, tmp_path):
+    run = tmp_path / "run"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    line = [sys.executable, str(ROOT / "tests" / "ray_train.py"), str(tmp_path / "ray"), *arguments(data, run)]
+    finish(subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment))
+    torch.testing.assert_close(weights(run), weights(alone), rtol=1e-4, atol=2e-5)
 
 
 @pytest.mark.slow
