@@ -8,8 +8,8 @@ a row; 44.1 kHz (48 kHz for Opus). They are kept in --work.
 
 decode      the fastest of libsndfile reading the whole file, PyAV frame by frame, and ours
 floor       decode + soxr HQ + FLAC, each by itself
-chain       the floor's three steps in a row for each file, rounded to 16 bits, and nothing else
-rest        hash, facts and one Parquet file, each by itself on data at hand; least: the chain and these
+chain       the floor's three steps in a row for each file, mixed to mono and rounded between them, and nothing else
+rest        hash, facts and one Parquet file, each by itself; least: the chain and these
 script      both in turn for each file, in the fewest calls that give such rows: nothing is checked, no kill survived,
             no long file bearable; no fingerprint
 ours        local files hashed, resampled and measured, and a shard written; with the acoustic fingerprint
@@ -37,6 +37,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 from tempfile import NamedTemporaryFile, TemporaryDirectory
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -170,6 +171,14 @@ class Job:
     hours: float
 
 
+class Heard(NamedTuple):
+    """A recording: (frames, channels), (frames,) and Hz."""
+
+    wave: np.ndarray
+    mono: np.ndarray
+    rate: int
+
+
 def measure(jobs: dict[str, Job], repeats: int) -> dict[str, list[float]]:
     """CPU seconds an hour of every job, in turns; a job is run once before."""
     spent: dict[str, list[float]] = {name: [] for name in jobs}
@@ -192,7 +201,7 @@ def steps(given: argparse.Namespace) -> list[dict[str, object]]:
         hours = SECONDS[corpus] / 3600
         upto = {name: partial(path, files, last) for last, name in enumerate(STEPS)}
         whole = {"hash": partial(hashed, files), **upto, "ours": partial(ours, files)}
-        floor = {name: job for name, job in jobs(files, hours).items() if name in ("soxr", "flac")}
+        floor = parts(files, hours)
         timed = floor | {f"to {name}": Job(work, hours * len(files)) for name, work in whole.items()}
         least = {name: min(spent) for name, spent in measure(timed, given.repeats).items()}
         added = {name: least[f"to {name}"] - least.get(f"to {before}", 0) for before, name in pairwise(["", *STEPS])}
@@ -241,22 +250,28 @@ def formats(given: argparse.Namespace) -> list[dict[str, object]]:
     return [{name: row.get(name, "-") for name in COLUMNS} for row in rows]
 
 
+def parts(files: list[Path], hours: float) -> dict[str, Job]:
+    """Steps by themselves, on the sound of some files."""
+    heard = [read(path) for path in files[:SOME]]
+    at_48k = [one.mono if one.rate == 48_000 else soxr.resample(one.mono, one.rate, 48_000) for one in heard]
+    some = hours * len(heard)
+    return {
+        "soxr": Job(partial(each, resampled, heard), some),
+        "flac": Job(partial(each, one_flac, [to_int16(wave) for wave in at_48k]), some),
+        "fingerprint": Job(partial(each, printed, at_48k), some),
+        "facts": Job(partial(each, facts, heard), some),
+    }
+
+
 def jobs(files: list[Path], hours: float) -> dict[str, Job]:
     """What is measured of a corpus in one format."""
     whole = hours * len(files)
-    waves = [mono(path) for path in files[:SOME]]
-    at_48k = [wave if rate == 48_000 else soxr.resample(wave, rate, 48_000, quality="HQ") for wave, rate in waves]
-    some = hours * len(waves)
-    every = {
-        "soxr": Job(partial(each, resampled, waves), some),
-        "flac": Job(partial(each, one_flac, [np.rint(wave * 32767).astype(np.int16) for wave in at_48k]), some),
-        "fingerprint": Job(partial(each, printed, at_48k), some),
+    every = parts(files, hours) | {
         "libav": Job(partial(each, libav, files), whole),
         "our decode": Job(partial(each, decoded, files), whole),
         "ours": Job(partial(ours, files), whole),
         "chain": Job(partial(each, chained, files), whole),
         "hash": Job(partial(each, digest, files), whole),
-        "facts": Job(partial(each, facts, [read(path) for path in files[:SOME]]), some),
         "write": Job(partial(write_rows, script_rows(files)), whole),
         "script": Job(partial(script, files), whole),
     }
@@ -290,12 +305,6 @@ def each(work: Callable[[object], object], things: Iterable[object]) -> None:
         work(thing)
 
 
-def mono(path: Path) -> tuple[np.ndarray, int]:
-    """The mean of a file's channels and its rate."""
-    with open_audio(path) as stream:
-        return np.ascontiguousarray(np.concatenate(list(stream.blocks)).mean(1)), stream.sample_rate
-
-
 def libsndfile(path: Path) -> np.ndarray:
     """The whole file at once."""
     return soundfile.read(path, dtype="float32")[0]
@@ -313,10 +322,10 @@ def decoded(path: Path) -> int:
         return sum(map(len, stream.blocks))
 
 
-def resampled(wave: tuple[np.ndarray, int]) -> None:
+def resampled(heard: Heard) -> None:
     """soxr's high quality to 48 kHz at once, where there is something to do."""
-    if wave[1] != 48_000:
-        soxr.resample(*wave, 48_000, quality="HQ")
+    if heard.rate != 48_000:
+        soxr.resample(heard.mono, heard.rate, 48_000, quality="HQ")
 
 
 def printed(wave: np.ndarray) -> bytes:
@@ -355,15 +364,23 @@ def script(files: list[Path]) -> None:
 
 def script_rows(files: list[Path]) -> list[dict[str, object]]:
     """Hash, FLAC and facts of each file."""
-    return [{"sha256": digest(path), "audio": to_flac(*(heard := read(path))), **facts(heard)} for path in files]
+    return [script_row(path) for path in files]
 
 
-def read(path: Path) -> tuple[np.ndarray, int]:
-    """A whole file, (frames, channels), and its rate, by the faster decoder."""
+def script_row(path: Path) -> dict[str, object]:
+    """Those of one file."""
+    heard = read(path)
+    return {"sha256": digest(path), "audio": to_flac(heard), **facts(heard)}
+
+
+def read(path: Path) -> Heard:
+    """A whole file: WAV by libsndfile, others as ours."""
     if path.suffix == ".wav":
-        return soundfile.read(path, dtype="float32", always_2d=True)
-    with open_audio(path) as stream:
-        return np.concatenate(list(stream.blocks)), stream.sample_rate
+        wave, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    else:
+        with open_audio(path) as stream:
+            wave, rate = np.concatenate(list(stream.blocks)), stream.sample_rate
+    return Heard(wave, wave[:, 0] if wave.shape[1] == 1 else mix(wave), rate)
 
 
 def digest(path: Path) -> str:
@@ -373,25 +390,24 @@ def digest(path: Path) -> str:
 
 def chained(path: Path) -> bytes:
     """The floor's steps in a row."""
-    return to_flac(*read(path))
+    return to_flac(read(path))
 
 
-def to_flac(wave: np.ndarray, rate: int) -> bytes:
-    """Mono, 48 kHz, 16-bit FLAC."""
-    sound = mix(wave)
-    if rate != 48_000:
-        sound = soxr.resample(sound, rate, 48_000, quality="HQ")
+def to_flac(heard: Heard) -> bytes:
+    """48 kHz, mono, 16 bits."""
+    sound = heard.mono
+    if heard.rate != 48_000:
+        sound = soxr.resample(sound, heard.rate, 48_000, quality="HQ")
     soundfile.write(flac := io.BytesIO(), to_int16(sound), 48_000, format="FLAC")
     return flac.getvalue()
 
 
-def facts(heard: tuple[np.ndarray, int]) -> dict[str, object]:
+def facts(heard: Heard) -> dict[str, object]:
     """Those that ours states."""
-    wave, rate = heard
-    sound, meter = mix(wave), Meter(rate)
-    for start in range(0, len(wave), rate):
-        meter.add(wave[start : start + rate], sound[start : start + rate])
-    return {"channels": wave.shape[1], "sample_rate": rate, **meter.facts()}
+    meter, rate = Meter(heard.rate), heard.rate
+    for start in range(0, len(heard.mono), rate):
+        meter.add(heard.wave[start : start + rate], heard.mono[start : start + rate])
+    return {"channels": heard.wave.shape[1], "sample_rate": rate, **meter.facts()}
 
 
 def write_rows(rows: list[dict[str, object]]) -> None:

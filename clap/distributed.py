@@ -1,4 +1,4 @@
-"""Processes that train together, as torchrun starts them: who is who, and what they tell each other.
+"""Processes that train together, as torchrun or Ray Train starts them: who is who, and what they tell each other.
 
 Gradients are averaged here, after backward, and not by DistributedDataParallel: a loss of embeddings that were computed
 in micro-batches (step.py) has no single forward pass to hook into, and parts without a gradient need no search.
@@ -73,9 +73,12 @@ def join(device: str) -> Iterator[World]:
     chosen = choose_device(f"cuda:{local}" if device in ("auto", "cuda") and torch.cuda.is_available() else device)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     made = not dist.is_initialized()
     if made:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=PATIENCE)
+    elif "cpu:" not in dist.get_backend_config():
+        raise ConfigError(f"the processes' group cannot exchange what lies on the CPU: make it with {backend!r}")
     try:
         yield World(chosen, dist.get_rank(), size, local)
     finally:

@@ -13,7 +13,9 @@ from typing import Any
 
 from pipelines.keywords import WORDS, lemma
 
-WORD = re.compile(r"[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*(?:(?<=s)['\u2019](?=\s\w))?")  # "boys'" too, but before a word
+WORD = re.compile(r"[^\W\d_]+(?:[-'\u2019][^\W\d_]+)*")
+QUOTE = re.compile(r"(?<!\w)['\u2018]")  # opens one: an apostrophe at the end of a word may then close it
+OWNER = re.compile(r"s['\u2019](?=\s\w)", re.IGNORECASE)  # the end of "boys'"
 # What stands before the first word of a sentence; the full stop of "Mr." does not
 OPENING = re.compile(r"(?:^|[!?:\"\u201c(]|(?<!\b[DMS][rst])\.)[\s\"'\u201c\u2018(]*$")
 LOOK_BACK = 20  # characters; the first word of a sentence has no more marks and spaces before it
@@ -28,11 +30,12 @@ def neutral(sentence: str) -> tuple[str, int]:
     count = shorter + fewer
     found = list(WORD.finditer(sentence))
     names, seen = kept(sentence, found), {"he": "person", "she": "person"}
-    pieces, end = [], 0
+    pieces, end, quoted = [], 0, QUOTE.search(sentence)
     for i, match in enumerate(found):
         instead = "" if i in names else replacement(sentence, found, i, seen)
-        pieces += [sentence[end : match.start()], cased(instead, match[0]) if instead else match[0]]
-        count, end = count + bool(instead), match.end()
+        mark = bool(instead and not quoted and OWNER.match(sentence, match.end() - 1))
+        pieces += [sentence[end : match.start()], cased(owner(instead) if mark else instead or match[0], match[0])]
+        count, end = count + bool(instead), match.end() + mark
     text = "".join(pieces) + sentence[end:]
     return (TWICE.sub(r"\1 and another ", GROUPS.sub(r"\1", text)), count) if count else (text, 0)
 
@@ -43,20 +46,24 @@ def replacement(sentence: str, found: list[re.Match[str]], i: int, seen: dict[st
     `seen` are the persons that "he" and "she" mean; a noun is noted there.
     """
     name = found[i][0].lower().replace("\u2019", "'")
-    word = name.removesuffix("'s").removesuffix("'")
-    owner = "'s" if word != name else ""
+    word, owns = name.removesuffix("'s"), name.endswith("'s")
     if word in seen:
-        return f"the {seen[word]}{owner}"
+        return f"the {owner(seen[word]) if owns else seen[word]}"
     if word in ("her", "his"):
         return "their" if not alone(sentence, found, i) else "them" if word == "her" else "theirs"
     for who in seen:
         if word in rules()[who]:
-            if word in rules()["adjectives"]["words"] and not owner and not is_noun(sentence, found, i):
+            if word in rules()["adjectives"]["words"] and not owns and not is_noun(sentence, found, i):
                 return ""
             instead = rules()[who][word]
             seen[who] = seen[who] if instead in ("people", "children", "parents") else instead
-            return f"{instead}'" if owner and instead.endswith("s") else instead + owner
+            return owner(instead) if owns else instead
     return rules()["pronouns"].get(word, "")
+
+
+def owner(noun: str) -> str:
+    """The form of a noun that owns something."""
+    return f"{noun}'" if noun.endswith("s") else f"{noun}'s"
 
 
 def alone(sentence: str, found: list[re.Match[str]], i: int) -> bool:
@@ -90,25 +97,31 @@ def kept(sentence: str, found: list[re.Match[str]]) -> set[int]:
 
 
 def without_adjectives(sentence: str) -> tuple[str, int]:
-    """The sentence without "male" and "female" before a word that does without, and how many there were.
-
-    "A male and a female voice" are two: "a voice and another voice"; "a male and female choir" is "a choir".
-    """
-    count = 0
-
-    def drop(match: re.Match[str]) -> str:
-        nonlocal count
-        article, noun, other = match["article"], match["noun"], match["other"]
-        count += 2 if other else 1
-        said = cased(noun, match["word"][0]) if not article else f"{cased(indefinite(noun), article)} {noun}"
-        return f"{said} and another {noun}" if match["second"] else said
-
-    return adjectives().sub(drop, sentence), count
+    """The sentence without "male" and "female" before a word that does without, and how many there were."""
+    sentence, twice = pairs().subn(together, sentence)
+    sentence, once = adjectives().subn(drop, sentence)
+    return sentence, 2 * twice + once
 
 
-def indefinite(noun: str) -> str:
-    """The article before a noun."""
-    return "an" if noun[0].lower() in "aeiou" else "a"
+def together(match: re.Match[str]) -> str:
+    """What "a male and a female voice" are: "a voice and another voice"; but male and female voices are voices."""
+    article, noun = match["article"], match["noun"]
+    if noun.lower() in listed("adjectives", "several"):
+        return cased(noun, match[0][0])
+    one = with_article(article, noun) if article else cased(noun, match[0][0])
+    two = match["and"] and (match["second"] or noun.lower() in listed("adjectives", "each"))
+    return f"{one} {cased('and another', match['and'])} {noun}" if two else one
+
+
+def drop(match: re.Match[str]) -> str:
+    """The first letter of the word after an adjective, with the article that was before that."""
+    article, first = match["article"], match["first"]
+    return with_article(article, first) if article else cased(first, match["word"][0])
+
+
+def with_article(article: str, noun: str) -> str:
+    """A noun, or its first letter, after "a" or "an", in the capitals of an article."""
+    return f"{cased('an' if noun[0].lower() in 'aeiou' else 'a', article)} {noun}"
 
 
 def with_phrases(sentence: str) -> tuple[str, int]:
@@ -127,11 +140,21 @@ def cased(instead: str, word: str) -> str:
 
 @cache
 def adjectives() -> re.Pattern[str]:
-    """An adjective that goes, or two of them ("male and female"), with the article before and the word after it."""
+    """An adjective that goes, with the article before it and the first letter of the word after it."""
     words, before = "|".join(rules()["adjectives"]["words"]), "|".join(listed("adjectives", "before"))
     return re.compile(
-        rf"(?<![\w'-])(?:(?P<article>an?)\s+)?(?P<word>{words})\s+(?P<other>(?:or|and(?P<second>\s+an?)?)\s+"
-        rf"(?:an?\s+)?(?:{words})\s+)?(?P<noun>{before})\b(?!-)",
+        rf"(?<![\w'-])(?:(?P<article>an?)\s+)?(?P<word>{words})\s+(?=(?:{before})\b(?!-))(?P<first>\w)", re.IGNORECASE
+    )
+
+
+@cache
+def pairs() -> re.Pattern[str]:
+    """Two adjectives before one noun, each perhaps with an article."""
+    words = "|".join(rules()["adjectives"]["words"])
+    nouns = "|".join(name for key in ("several", "each", "group") for name in listed("adjectives", key))
+    return re.compile(
+        rf"(?<![\w'-])(?:both\s+)?(?:(?P<article>an?)\s+)?(?:{words})\s+(?:(?P<and>and)|or)\s+(?P<second>an?\s+)?"
+        rf"(?:{words})\s+(?P<noun>{nouns})\b(?!-)",
         re.IGNORECASE,
     )
 

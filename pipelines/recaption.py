@@ -29,9 +29,7 @@ def recaption(out: Path, stage: Any, workers: int | None = None, ray_address: st
     """
     out, name = out.absolute(), name_of(stage)
     build = out / "build"
-    old = read_recipe(build)
-    if old is None or list(old["stages"])[-1] != name:
-        raise BuildError(f"no build in {out}: is it the folder given as --out?")
+    old = recipe_of(out)
     told = card_of(old)
     with lock(build):
         stage = stage.pinned(old["stages"][name])
@@ -51,9 +49,17 @@ def recaption(out: Path, stage: Any, workers: int | None = None, ray_address: st
 
 def settled(out: Path) -> Caption:
     """The stage as a build has it, of which the settings asked for are changed; its captioner is pinned anew."""
-    held = (read_recipe(out / "build") or {"stages": {}})["stages"].get("caption", {})
+    held = recipe_of(out)["stages"]["caption"]
     known = {each.name for each in fields(Caption)} - {"captioner_revision"}
     return Caption(**{name: value for name, value in held.items() if name in known})
+
+
+def recipe_of(out: Path) -> dict[str, Any]:
+    """The recipe of the build in `out`; raises BuildError where there is none whose last stage captions."""
+    recipe = read_recipe(out / "build")
+    if recipe is None or list(recipe["stages"])[-1] != "caption":
+        raise BuildError(f"no build in {out}: is it the folder given as --out?")
+    return recipe
 
 
 def card_of(recipe: dict[str, Any]) -> dict[str, Any]:

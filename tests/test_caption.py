@@ -304,6 +304,7 @@ def test_the_settings_of_a_build_hold_until_a_flag_changes_them(finished, stage,
     assert json.loads((out / "build/recipe.json").read_text())["stages"]["caption"]["captioner"] == ""
     done = cli("caption", out, "--debias", check=False)
     assert done.returncode == 1 and "give --captioner too" in done.stderr
+    assert "no build in" in cli("caption", tmp_path, "--debias", check=False).stderr
 
 
 def test_a_build_of_a_source_of_ones_own_is_captioned_anew(finished, stage, tmp_path):

@@ -13,14 +13,16 @@ import pairs
 import pytest
 import soundfile
 import torch
+import torch.distributed as dist
 from conftest import ROOT, cli
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoTokenizer
 
 from clap import checkpoint
-from clap.config import ModelConfig, TrainConfig
+from clap.config import ConfigError, ModelConfig, TrainConfig
 from clap.data import open_split
+from clap.distributed import join
 from clap.fusion import normalise
 from clap.loader import Loader
 from clap.log import read
@@ -105,6 +107,17 @@ def test_two_workers_of_ray_train_give_the_weights_of_one(alone, data, tmp_path)
     line = [sys.executable, str(ROOT / "tests" / "ray_train.py"), str(tmp_path / "ray"), *arguments(data, run)]
     finish(subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=environment))
     torch.testing.assert_close(weights(run), weights(alone), rtol=1e-4, atol=2e-5)
+
+
+def test_a_group_without_a_backend_for_the_cpu_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    dist.init_process_group("cuda:gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(ConfigError, match="make it with 'gloo'"), join("cpu"):
+            pass
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.slow

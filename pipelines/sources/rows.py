@@ -140,7 +140,7 @@ def from_json(path: Path) -> Table:
     """A JSON array of objects, or an object of columns."""
     import pandas as pd
 
-    frame = pd.DataFrame(json.loads(path.read_text(encoding="utf-8-sig")), dtype=object)
+    frame = pd.DataFrame(json.loads(path.read_text(encoding=encoding(path))), dtype=object)
     return Table(list(frame.columns), lambda: iter([cells(frame)]))
 
 
