@@ -36,7 +36,7 @@ from itertools import pairwise, product
 from multiprocessing import get_context
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
-from tempfile import NamedTemporaryFile, TemporaryDirectory
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import av
@@ -165,9 +165,9 @@ def cpu() -> float:
 
 @dataclass(frozen=True)
 class Job:
-    """Something to measure, and the hours of audio it takes on."""
+    """Something to measure, that may write into the folder it is given, and the hours of audio it takes on."""
 
-    work: Callable[[], object]
+    work: Callable[[Path], object]
     hours: float
 
 
@@ -180,14 +180,16 @@ class Heard(NamedTuple):
 
 
 def measure(jobs: dict[str, Job], repeats: int) -> dict[str, list[float]]:
-    """CPU seconds an hour of every job, in turns; a job is run once before."""
+    """CPU seconds an hour of every job, in turns, the deleting of what it wrote left out; a job is run once before."""
     spent: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(repeats + 1):
         for name, job in jobs.items():
-            before = cpu()
-            job.work()
+            with TemporaryDirectory() as folder:
+                before = cpu()
+                job.work(Path(folder))
+                took = cpu() - before
             if turn:
-                spent[name].append((cpu() - before) / job.hours)
+                spent[name].append(took / job.hours)
     return spent
 
 
@@ -211,7 +213,7 @@ def steps(given: argparse.Namespace) -> list[dict[str, object]]:
     return rows
 
 
-def path(files: list[Path], last: int) -> None:
+def path(files: list[Path], last: int, _: Path) -> None:
     """What resample does with each file, up to the step of that number."""
     for file in files:
         with open_audio(file) as stream, Spool(SPOOL) as flac:
@@ -228,10 +230,10 @@ def path(files: list[Path], last: int) -> None:
                 pass
 
 
-def hashed(files: list[Path]) -> list[Clip]:
+def hashed(files: list[Path], folder: Path) -> list[Clip]:
     """What download does with local files."""
     clips = [Clip(f"b/{number}", "b", to_location(path.absolute()), split="train") for number, path in enumerate(files)]
-    with NamedTemporaryFile() as pack:
+    with (folder / "raw.pack").open("wb") as pack:
         return list(Download()(clips, pack, Path()))
 
 
@@ -299,7 +301,7 @@ def summary(spent: dict[str, list[float]], middle: Callable[[Iterable[float]], f
     return row
 
 
-def each(work: Callable[[object], object], things: Iterable[object]) -> None:
+def each(work: Callable[[object], object], things: Iterable[object], _: Path) -> None:
     """Do it for each thing."""
     for thing in things:
         work(thing)
@@ -338,28 +340,24 @@ def one_flac(wave: np.ndarray) -> None:
     soundfile.write(io.BytesIO(), wave, 48_000, format="FLAC")
 
 
-def ours(files: list[Path]) -> None:
+def ours(files: list[Path], folder: Path) -> None:
     """Hash, resample and measure local files, and write the part and a shard."""
-    clips = [Clip(f"b/{number}", "b", to_location(path.absolute()), split="train") for number, path in enumerate(files)]
-    with TemporaryDirectory() as folder:
-        build = Path(folder) / "build"
-        part = part_path(build, "resample", 0)
-        part.parent.mkdir(parents=True)
-        raw = Path(folder) / "raw.pack"
-        with raw.open("wb") as pack:
-            clips = list(Download()(clips, pack, Path()))
-        with part.with_suffix(".pack").open("ab") as pack:
-            clips = list(Resample()(clips, pack, raw))
-        lost = [clip for clip in clips if clip.reason]
-        assert not lost, lost[0]
-        write_clips(part, clips)
-        for shard in plan_shards(build, Path(folder) / "dataset", "resample", 1):
-            write_shard(build, Path(folder) / "dataset", shard)
+    build = folder / "build"
+    part = part_path(build, "resample", 0)
+    part.parent.mkdir(parents=True)
+    clips = hashed(files, folder)
+    with part.with_suffix(".pack").open("ab") as pack:
+        clips = list(Resample()(clips, pack, folder / "raw.pack"))
+    lost = [clip for clip in clips if clip.reason]
+    assert not lost, lost[0]
+    write_clips(part, clips)
+    for shard in plan_shards(build, folder / "dataset", "resample", 1):
+        write_shard(build, folder / "dataset", shard)
 
 
-def script(files: list[Path]) -> None:
+def script(files: list[Path], folder: Path) -> None:
     """The least that gives rows like ours: what it leaves out is all that a build can be relied on for."""
-    write_rows(script_rows(files))
+    write_rows(script_rows(files), folder)
 
 
 def script_rows(files: list[Path]) -> list[dict[str, object]]:
@@ -410,17 +408,16 @@ def facts(heard: Heard) -> dict[str, object]:
     return {"channels": heard.wave.shape[1], "sample_rate": rate, **meter.facts()}
 
 
-def write_rows(rows: list[dict[str, object]]) -> None:
+def write_rows(rows: list[dict[str, object]], folder: Path) -> None:
     """One Parquet file in one call."""
-    with NamedTemporaryFile() as shard:
-        pq.write_table(pa.Table.from_pylist(rows), shard.name, compression="NONE", use_dictionary=False)
+    pq.write_table(pa.Table.from_pylist(rows), folder / "0.parquet", compression="NONE", use_dictionary=False)
 
 
-def laion(files: list[Path]) -> None:
+def laion(files: list[Path], folder: Path) -> None:
     """As LAION's scripts do: ffmpeg for every file, a JSON beside it, both into a tar."""
-    with TemporaryDirectory() as folder, tarfile.open(Path(folder) / "0.tar", "w") as tar:
+    with tarfile.open(folder / "0.tar", "w") as tar:
         for path in files:
-            made = Path(folder) / f"{path.stem}.flac"
+            made = folder / f"{path.stem}.flac"
             line = ["ffmpeg", "-nostdin", "-v", "error", "-y", "-i", path, "-ar", "48000", "-ac", "1"]
             subprocess.run([*line, "-sample_fmt", "s16", made], check=True)
             text = made.with_suffix(".json")
@@ -437,7 +434,8 @@ def peak_memory(files: list[Path]) -> int:
 
 def peak_of_ours(files: list[Path]) -> int:
     """MB, in the process where it runs; getrusage would count its parent's as well."""
-    ours(files)
+    with TemporaryDirectory() as folder:
+        ours(files, Path(folder))
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
