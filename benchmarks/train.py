@@ -13,6 +13,7 @@ On a GPU, in bfloat16, with the peak that its vendor states (an H200 SXM: 989 de
     ... benchmarks/train.py --device cuda --batch 256 --steps 20 --peak 989 --runs ours,compile,laion,transformers
     ... benchmarks/train.py --device cuda --batch 4096 --micro 256 --steps 4 --peak 989 --runs ours,compile,recompute
 
+Each run has a process of its own, so that none finds its memory cut up by another.
 The runs: "ours", and ours with a setting ("compile", "recompute"); "laion" and "transformers" as they come, with texts
 padded to 77 tokens, and each with texts as long as the batch's longest ("laion-dynamic", "transformers-dynamic").
 All begin at waveforms. In the peers' favour: transformers gets our log-mel, for its own extractor, in numpy, costs ten
@@ -30,8 +31,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -49,6 +52,7 @@ CAPTIONS = ROOT.parent / "shared" / "data" / "audiocaps" / "train.csv"
 RUNS = "ours,laion,laion-dynamic,transformers,transformers-dynamic"
 OURS = {"ours": {}, "compile": {"compile": True}, "recompute": {"recompute": True}}
 Step = Callable[["Pairs"], object]
+HERE: dict[str, Any] = {}  # of a process of its own: its step and batches
 
 
 class Pairs(NamedTuple):
@@ -81,7 +85,6 @@ def main() -> None:
     if given.memory:
         return memory(given)
     for threads in map(int, given.threads.split(",")):
-        torch.set_num_threads(threads)
         race(given, threads)
     return None
 
@@ -91,19 +94,20 @@ def main() -> None:
 
 def race(given: argparse.Namespace, threads: int) -> None:
     """Every run in turns on the same batches; prints a table, ratios to the first run."""
-    torch.manual_seed(0)
-    words = spoken(given.captions)
-    batches = [pairs(*words, given.batch, seed, given.device) for seed in range(given.steps)]
-    steps = {name: contestant(name, given) for name in given.runs.split(",")}
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
+    names, batches = given.runs.split(","), drawn(given, "cpu")
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     held: dict[str, int] = {}
-    for turn in range(given.rounds + 1):
-        for name, step in steps.items():
-            wall, cpu, held[name] = cost(step, batches, given.device)
-            spent[name] += [(wall, cpu)] if turn else []  # the first one warms up
-            print(f"    turn {turn}, {name}: {cpu:.2f} CPU s", file=sys.stderr, flush=True)
-    if given.json:
-        return print(json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+    with ExitStack() as stack:
+        runs = {name: stack.enter_context(process(name, given, threads)) for name in names}
+        for turn in range(given.rounds + 1):
+            for name, run in runs.items():
+                wall, cpu, held[name] = run.submit(cost, given.device).result()
+                spent[name] += [(wall, cpu)] if turn else []  # the first one warms up
+                print(f"    turn {turn}, {name}: {cpu:.2f} CPU s", file=sys.stderr, flush=True)
+        if given.json:
+            return print(json.dumps(runs[names[0]].submit(peak).result()))
+        if given.profile:
+            runs[names[0]].submit(profile, given.device).result()
     clips, gflop = given.batch * given.steps, useful(batches)
     tokens = sum(len(each.short["input_ids"][0]) for each in batches) / len(batches)
     print(f"{given.device}, {threads} threads of torch, batch {given.batch}, longest caption {tokens:.1f} tokens, "
@@ -116,13 +120,35 @@ def race(given: argparse.Namespace, threads: int) -> None:
         mib = f", {held[name] / given.batch / 2**20:.0f} MiB a clip" if given.device != "cpu" else ""
         print(f"{name:21} {clips / wall:8.2f} clips/s ({wall / first[0]:.2f}), {clips / cpu:6.3f} clips per CPU s "
               f"({cpu / first[1]:.2f}; best round {clips / fastest[name][1]:.3f}){mfu}{mib}", flush=True)  # fmt: skip
-    if given.profile:
-        profile(next(iter(steps.values())), batches[0], given.device)
     return None
 
 
-def cost(step: Step, batches: list[Pairs], device: str) -> tuple[float, float, int]:
+def process(name: str, given: argparse.Namespace, threads: int) -> ProcessPoolExecutor:
+    """A process that runs one contestant."""
+    return ProcessPoolExecutor(1, get_context("spawn"), enter, (name, given, threads))
+
+
+def enter(name: str, given: argparse.Namespace, threads: int) -> None:
+    """Make this process's contestant and its batches."""
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    HERE["batches"], HERE["step"] = drawn(given, given.device), contestant(name, given)
+
+
+def drawn(given: argparse.Namespace, device: str) -> list[Pairs]:
+    """The batches of a turn."""
+    words = spoken(given.captions)
+    return [pairs(*words, given.batch, seed, device) for seed in range(given.steps)]
+
+
+def peak() -> int:
+    """Bytes that this process has held at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def cost(device: str) -> tuple[float, float, int]:
     """Wall and CPU seconds of a step on each batch, and on a GPU the bytes that were allocated for it on top."""
+    step, batches = HERE["step"], HERE["batches"]
     gpu = torch.device(device).type == "cuda"
     if gpu:
         torch.cuda.synchronize()
@@ -198,7 +224,7 @@ def ours(settings: dict[str, Any], given: argparse.Namespace) -> Step:
         tokens, mask = batch.short["input_ids"], batch.short["attention_mask"]
         made = Batch(batch.waveform, tokens, mask, ids, ids, ("",) * given.batch)
         update(model, optimizer, made, 0, 1e-4, config, world)
-        optimizer.zero_grad()  # so that several models fit side by side
+        optimizer.zero_grad()
 
     return step
 
@@ -335,16 +361,16 @@ def memory(given: argparse.Namespace) -> None:
               f"{peaks[0] / 2**20:.0f} MiB in all at batch {given.batch}", flush=True)  # fmt: skip
 
 
-def profile(step: Step, batch: Pairs, device: str) -> None:
+def profile(device: str) -> None:
     """What a step spends its time on."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
 
     gpu = torch.device(device).type == "cuda"
     with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as found:
-        step(batch)
+        HERE["step"](HERE["batches"][0])
     order = "self_device_time_total" if gpu else "self_cpu_time_total"
-    print(found.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=50))
+    print(found.key_averages().table(sort_by=order, row_limit=25, max_name_column_width=50), flush=True)
 
 
 if __name__ == "__main__":
