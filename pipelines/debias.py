@@ -34,7 +34,8 @@ def neutral(sentence: str) -> tuple[str, int]:
     for i, match in enumerate(found):
         instead = "" if i in names else replacement(sentence, found, i, seen)
         mark = bool(instead and not quoted and OWNER.match(sentence, match.end() - 1))
-        pieces += [sentence[end : match.start()], cased(owner(instead) if mark else instead or match[0], match[0])]
+        said = cased(owner(instead) if mark else instead, match[0]) if instead else match[0]
+        pieces += [sentence[end : match.start()], said]
         count, end = count + bool(instead), match.end() + mark
     text = "".join(pieces) + sentence[end:]
     return (TWICE.sub(r"\1 and another ", GROUPS.sub(r"\1", text)), count) if count else (text, 0)

@@ -235,6 +235,8 @@ def test_bytes_that_are_not_utf8_do_not_break_a_table(tmp_path):
 def test_a_table_as_spreadsheets_write_unicode_is_read(tmp_path, order):
     (tmp_path / "t.tsv").write_bytes("\ufeffpath\tcaption\nx.wav\tCaf\u00e9 noise\n".encode(order))
     assert [clip.captions for clip in clips("csv", tmp_path / "t.tsv")] == [("Caf\u00e9 noise",)]
+    (tmp_path / "t.json").write_bytes('\ufeff[{"path": "x.wav", "caption": "Caf\u00e9 noise"}]'.encode(order))
+    assert [clip.captions for clip in clips("csv", tmp_path / "t.json")] == [("Caf\u00e9 noise",)]
 
 
 def test_lists_of_a_parquet_table_are_several_captions(tmp_path):
